@@ -1,0 +1,1 @@
+"""Hopper without a Hopper: layouts, fragments, and a simulator of warps, barriers and TMA."""
