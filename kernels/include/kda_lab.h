@@ -1,10 +1,11 @@
 /* The C ABI of the KDA Lab kernels: plain pointers, sizes, strides and a stream.
  *
- * Each rung R (cpu, v0, v1, ...) is one shared library libkda_R that exports three functions:
+ * Each rung R (cpu, v0, v1, ...) is one shared library libkda_R that exports four functions:
  *
  *   const char *kda_R_declines(const kda_args *);        NULL, or why R cannot serve this call exactly
  *   int64_t     kda_R_workspace_bytes(const kda_args *); scratch that R needs (0: none)
  *   kda_status  kda_R_forward(const kda_args *);         enqueues the work on args->stream and returns
+ *   const char *kda_R_error(void);                       what the last failure in this thread was
  *
  * A rung never allocates device memory, never synchronises, and keeps no pointer after it returns.
  * The recurrence, per sequence and value head hv with q/k head h = hv / (heads_v / heads_qk):
@@ -21,6 +22,12 @@ extern "C" {
 #endif
 
 #define KDA_ABI_VERSION 1
+
+#if defined(__GNUC__)
+#define KDA_API __attribute__((visibility("default"))) /* all else in a rung's library is hidden */
+#else
+#define KDA_API
+#endif
 
 typedef enum {
   KDA_OK = 0,
@@ -94,11 +101,11 @@ typedef struct {
   int32_t reserved;
 } kda_args;
 
-#define KDA_DECLARE_RUNG(R)                                  \
-  const char *kda_##R##_declines(const kda_args *args);      \
-  int64_t kda_##R##_workspace_bytes(const kda_args *args);   \
-  kda_status kda_##R##_forward(const kda_args *args);        \
-  const char *kda_##R##_error(void) /* text of the last failure in this thread, or "" */
+#define KDA_DECLARE_RUNG(R)                                        \
+  KDA_API const char *kda_##R##_declines(const kda_args *args);    \
+  KDA_API int64_t kda_##R##_workspace_bytes(const kda_args *args); \
+  KDA_API kda_status kda_##R##_forward(const kda_args *args);      \
+  KDA_API const char *kda_##R##_error(void) /* text of the last failure in this thread, or "" */
 
 KDA_DECLARE_RUNG(cpu);
 KDA_DECLARE_RUNG(v0);

@@ -1,0 +1,333 @@
+"""`kda-lab build`: compiles rungs and the binding into a cache, each only when something in it changed.
+
+The key of a cached library covers the bytes of its sources and headers, the flags, the compiler's
+version and, for the binding, the Python it is for. Compilers are plain subprocesses.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kda_lab.native import toolchain
+from kda_lab.native.rungs import RUNGS, Rung, closure, closure_hash, files_hash, kernels_dir
+from kda_lab.native.toolchain import Unbuildable
+
+COMMON_ARCHS = ("80", "90a")  # compiled for when the machine has no GPU to ask
+ERROR_LINES, ERROR_WIDTH = 12, 300  # CuTe's messages run to pages
+CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-pthread"]
+NVCC_FLAGS = [
+    "-std=c++17", "-O3", "-lineinfo", "-shared", "-cudart=static", "-Xptxas=-v",
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall",
+]  # fmt: skip
+CUTLASS_FLAGS = ["--expt-relaxed-constexpr"]
+
+
+def say(line: str) -> None:
+    print(f"kda-lab build: {line}", file=sys.stderr, flush=True)
+
+
+def cache_dir() -> Path:
+    """Where compiled libraries are kept: KDA_LAB_CACHE, else the user's cache folder."""
+    if named := os.environ.get("KDA_LAB_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kda-lab"
+
+
+def default_archs(rung: Rung) -> list[str]:
+    """The architectures to compile a rung for when nobody says: this machine's GPU, else the common ones."""
+    here = toolchain.gpu_arch()
+    return [arch for arch in ([here] if here else COMMON_ARCHS) if rung.runs_on(arch)]
+
+
+def _rung_command(rung: Rung, archs: list[str]) -> tuple[list[str], str]:
+    """The compile command without its output, and the words that identify compiler and packages."""
+    root = kernels_dir()
+    sources = [root / source for source in rung.sources]
+    for source in sources:
+        if not source.is_file():
+            raise Unbuildable(f"rung {rung.name} has no source {source.relative_to(root.parent)}")
+    includes = [f"-I{root}", f"-I{root / 'include'}"]
+    if not rung.cuda:
+        cxx = toolchain.find_cxx()
+        command = [cxx, *CXX_FLAGS, *rung.flags, *includes, *map(str, sources)]
+        return command, toolchain.compiler_version(cxx)
+    nvcc = toolchain.find_nvcc()
+    host = os.environ.get("NVCC_CCBIN") or "g++"
+    if not shutil.which(host):
+        raise Unbuildable(f"nvcc needs the host compiler {host}, which is not on PATH; install g++")
+    identity = f"{toolchain.compiler_version(nvcc)}; {toolchain.compiler_version(host)}"
+    command = [nvcc, *NVCC_FLAGS, *rung.flags, *includes]
+    command += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    if rung.cutlass:
+        headers = toolchain.cutlass_include()
+        command += [*CUTLASS_FLAGS, "-isystem", str(headers)]
+        identity += f"; CUTLASS {_cutlass_version(headers)}"
+    # nvcc from pip keeps its libraries in lib/, where it does not look by itself
+    libraries = Path(nvcc).resolve().parents[1] / "lib"
+    if libraries.is_dir():
+        command.append(f"-L{libraries}")
+    return [*command, *map(str, sources)], identity
+
+
+def _cutlass_version(headers: Path) -> str:
+    return hashlib.sha256((headers / "cutlass/version.h").read_bytes()).hexdigest()[:12]
+
+
+def build_rung(
+    rung: Rung | str,
+    archs: list[str] | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = say,
+) -> Path:
+    """Compiles a rung unless the cache has it; returns the path of `libkda_NAME.so`.
+
+    Beside it lie `libkda_NAME.log` (what the compiler said, ptxas' report included) and
+    `libkda_NAME.json` (closure hash, architectures, compiler). Raises Unbuildable.
+    """
+    rung = RUNGS[rung] if isinstance(rung, str) else rung
+    if rung.cuda:
+        archs = default_archs(rung) if archs is None else archs
+        if wrong := [arch for arch in archs if not rung.runs_on(arch)]:
+            raise Unbuildable(
+                f"rung {rung.name} is for {' or '.join(rung.architectures)}, not sm_{wrong[0]}"
+            )
+        if not archs:
+            raise Unbuildable(_wrong_gpu(rung))
+    else:
+        archs = []
+    command, identity = _rung_command(rung, archs)
+    meta = {
+        "rung": rung.name,
+        "closure_hash": closure_hash(rung),
+        "architectures": archs,
+        "compiler": identity,
+    }
+    what = rung.name + (f" for {', '.join('sm_' + arch for arch in archs)}" if archs else "")
+    return _cached(f"libkda_{rung.name}", ".so", what, command, meta, force, say)
+
+
+def _wrong_gpu(rung: Rung) -> str:
+    return (
+        f"rung {rung.name} is for {' or '.join('sm_' + a for a in rung.architectures)}; "
+        f"this machine's GPU is sm_{toolchain.gpu_arch()}"
+    )
+
+
+def build_binding(force: bool = False, say: Callable[[str], None] = say) -> Path:
+    """Compiles the pybind11 module that calls rungs, for this Python; returns its path. Raises Unbuildable."""
+    root = kernels_dir()
+    source = root / "binding" / "binding.cpp"
+    headers = Path(sysconfig.get_paths()["include"])
+    if not (headers / "Python.h").is_file():
+        raise Unbuildable(
+            f"no Python headers in {headers}; install them (Debian, Ubuntu: apt install python3-dev)"
+        )
+    cxx = toolchain.find_cxx()
+    pybind11 = toolchain.pybind11_include()
+    command = [cxx, *CXX_FLAGS, f"-I{root / 'include'}", f"-isystem{pybind11}", f"-isystem{headers}"]
+    if sys.platform == "darwin":
+        command.append("-Wl,-undefined,dynamic_lookup")
+    command += [str(source), "-ldl"]
+    abi = sysconfig.get_config_var("EXT_SUFFIX")
+    version = (pybind11 / "pybind11/detail/common.h").read_bytes()
+    meta = {
+        "closure_hash": files_hash(sorted([source, root / "include/kda_lab.h"]), root),
+        "python": abi,
+        "pybind11": hashlib.sha256(version).hexdigest()[:12],
+        "compiler": toolchain.compiler_version(cxx),
+    }
+    return _cached("_binding", abi, f"the binding for Python {sys.version.split()[0]}", command, meta, force, say)
+
+
+def _cached(
+    stem: str,
+    suffix: str,
+    what: str,
+    command: list[str],
+    meta: dict,
+    force: bool,
+    say: Callable[[str], None],
+) -> Path:
+    flags = [word for word in command if not os.path.isabs(word)]
+    key = hashlib.sha256(json.dumps([meta, flags], sort_keys=True).encode()).hexdigest()[:16]
+    cache = cache_dir()
+    folder = cache / f"{stem}-{key}"
+    target = folder / f"{stem}{suffix}"
+    if target.is_file() and not force:
+        return target
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _lock(cache / "lock", say):
+            if target.is_file() and not force:  # another process compiled it while this one waited
+                return target
+            say(f"compiling {what} with {Path(command[0]).name} ...")
+            start = time.perf_counter()
+            with tempfile.TemporaryDirectory(dir=cache) as scratch:
+                log = _compile([*command, "-o", f"{scratch}/{stem}{suffix}"], cache / f"{stem}.failed.log", what)
+                (Path(scratch) / f"{stem}.log").write_text(log)
+                record = dict(meta, command=command, seconds=round(time.perf_counter() - start, 1))
+                (Path(scratch) / f"{stem}.json").write_text(json.dumps(record, indent=1))
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                for path in Path(scratch).iterdir():
+                    path.rename(folder / path.name)
+            say(f"compiled {what} in {time.perf_counter() - start:.1f} s")
+    except OSError as error:
+        raise Unbuildable(
+            f"cannot write to the cache {cache}: {error}; name another folder in KDA_LAB_CACHE"
+        ) from error
+    return target
+
+
+def _compile(command: list[str], failed_log: Path, what: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    log = done.stdout + done.stderr
+    if done.returncode == 0:
+        failed_log.unlink(missing_ok=True)
+        return log
+    failed_log.write_text(" ".join(command) + "\n\n" + log)
+    raise Unbuildable(f"{what} did not compile; all of it: {failed_log}\n{trim_errors(log)}")
+
+
+def trim_errors(log: str) -> str:
+    """The first errors of a compiler's output, with their lines cut to a readable width."""
+    lines = log.splitlines()
+    chosen = [line for line in lines if "error" in line.lower() or "undefined reference" in line] or lines
+    shown = [
+        line if len(line) <= ERROR_WIDTH else line[:ERROR_WIDTH] + " ..."
+        for line in chosen[:ERROR_LINES]
+    ]
+    if len(chosen) > ERROR_LINES:
+        shown.append(f"... and {len(chosen) - ERROR_LINES} more")
+    return "\n".join("  " + line for line in shown)
+
+
+@contextmanager
+def _lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """One compiler at a time in a cache, over all processes: a CUTLASS compile takes gigabytes."""
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another build to end ...")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def prebuilt_library(rung: Rung) -> Path | None:
+    """The rung's library in KDA_LAB_LIBRARY_DIR, or None if that folder is not set or lacks it.
+
+    Raises Unbuildable if it was compiled from other sources than the ones here.
+    """
+    folder = os.environ.get("KDA_LAB_LIBRARY_DIR")
+    if not folder or not (path := Path(folder) / f"libkda_{rung.name}.so").is_file():
+        return None
+    meta = json.loads(path.with_suffix(".json").read_text())
+    if meta["closure_hash"] != closure_hash(rung):
+        raise Unbuildable(
+            f"{path} was compiled from other sources than {kernels_dir()} holds; "
+            f"run kda-lab build --rung {rung.name} --out {folder} again"
+        )
+    here = toolchain.gpu_arch()
+    if rung.cuda and here and here not in meta["architectures"]:
+        raise Unbuildable(
+            f"{path} holds code for {', '.join('sm_' + a for a in meta['architectures'])}, "
+            f"not for this machine's GPU, sm_{here}"
+        )
+    return path
+
+
+def library(rung: Rung, say: Callable[[str], None] = say) -> Path:
+    """The rung's library for this machine: prebuilt, cached, or compiled now. Raises Unbuildable."""
+    return prebuilt_library(rung) or build_rung(rung, say=say)
+
+
+def why_not(rung: Rung) -> str | None:
+    """None if the rung's library exists or can be compiled for this machine, else the reason; compiles nothing."""
+    try:
+        if prebuilt_library(rung) is None:
+            if rung.cuda and not default_archs(rung):
+                return _wrong_gpu(rung)
+            _rung_command(rung, default_archs(rung))
+    except (Unbuildable, FileNotFoundError) as reason:
+        return str(reason)
+    return None
+
+
+def copy_out(path: Path, folder: Path) -> None:
+    """Copies a library with its log and record, so that KDA_LAB_LIBRARY_DIR can name `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in path.parent.iterdir():
+        shutil.copy2(file, folder / file.name)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="kda-lab build", description="Compile kernel rungs into the cache.")
+    parser.add_argument("--rung", action="append", choices=list(RUNGS), help="this rung alone (repeatable)")
+    parser.add_argument("--arch", action="append", help="GPU architecture, such as 90a or 80 (repeatable)")
+    parser.add_argument("--check", action="store_true", help="also check spills and machine code")
+    parser.add_argument("--out", type=Path, help="also copy the libraries into this folder")
+    parser.add_argument("--force", action="store_true", help="compile even what the cache holds")
+    options = parser.parse_args(argv)
+    asked = [a.removeprefix("sm_") for text in options.arch or () for a in text.split(",")]
+    if wrong := [a for a in asked if not a.rstrip("af").isdigit()]:
+        parser.error(f"argument --arch: {wrong[0]!r} is no architecture; say 80, 86, 89, 90a, ...")
+    failed = skipped = 0
+
+    def out(line: str) -> None:
+        print(line, flush=True)
+
+    def attempt(name: str, must: bool, build: Callable[[], Path]) -> Path | None:
+        nonlocal failed, skipped
+        try:
+            path = build()
+        except Unbuildable as reason:
+            broken = must or "did not compile" in str(reason)
+            failed, skipped = failed + broken, skipped + (not broken)
+            out(f"{name:8s} {'failed' if broken else 'skipped'}: {reason}")
+            return None
+        out(f"{name:8s} {path}")
+        return path
+
+    if not options.rung:
+        attempt("binding", False, lambda: build_binding(options.force, out))
+    for rung in [RUNGS[name] for name in options.rung or RUNGS]:
+        archs = None
+        if asked and rung.cuda:
+            archs = asked if options.rung else [a for a in asked if rung.runs_on(a)]
+            if not archs:
+                out(f"{rung.name:8s} skipped: not for {', '.join('sm_' + a for a in asked)}")
+                skipped += 1
+                continue
+        path = attempt(
+            rung.name, bool(options.rung), lambda r=rung, a=archs: build_rung(r, a, options.force, out)
+        )
+        if path is None:
+            continue
+        if options.out:
+            copy_out(path, options.out)
+        if options.check and rung.cuda:
+            from kda_lab.native.machine_code import check
+
+            problems = check(rung, path, out)
+            failed += bool(problems)
+            for problem in problems:
+                out(f"{rung.name:8s} CHECK FAILED: {problem}")
+    if failed or skipped:
+        out(f"{failed} failed, {skipped} skipped")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
