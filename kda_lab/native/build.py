@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kda_lab.native import toolchain
-from kda_lab.native.rungs import RUNGS, Rung, closure, closure_hash, files_hash, kernels_dir
+from kda_lab.native.rungs import RUNGS, Rung, closure_hash, files_hash, kernels_dir
 from kda_lab.native.toolchain import Unbuildable
 
 COMMON_ARCHS = ("80", "90a")  # compiled for when the machine has no GPU to ask
@@ -135,7 +135,13 @@ def build_binding(force: bool = False, say: Callable[[str], None] = say) -> Path
         )
     cxx = toolchain.find_cxx()
     pybind11 = toolchain.pybind11_include()
-    command = [cxx, *CXX_FLAGS, f"-I{root / 'include'}", f"-isystem{pybind11}", f"-isystem{headers}"]
+    command = [
+        cxx,
+        *CXX_FLAGS,
+        f"-I{root / 'include'}",
+        f"-isystem{pybind11}",
+        f"-isystem{headers}",
+    ]
     if sys.platform == "darwin":
         command.append("-Wl,-undefined,dynamic_lookup")
     command += [str(source), "-ldl"]
@@ -147,7 +153,15 @@ def build_binding(force: bool = False, say: Callable[[str], None] = say) -> Path
         "pybind11": hashlib.sha256(version).hexdigest()[:12],
         "compiler": toolchain.compiler_version(cxx),
     }
-    return _cached("_binding", abi, f"the binding for Python {sys.version.split()[0]}", command, meta, force, say)
+    return _cached(
+        "_binding",
+        abi,
+        f"the binding for Python {sys.version.split()[0]}",
+        command,
+        meta,
+        force,
+        say,
+    )
 
 
 def _cached(
@@ -171,10 +185,14 @@ def _cached(
         with _lock(cache / "lock", say):
             if target.is_file() and not force:  # another process compiled it while this one waited
                 return target
-            say(f"compiling {what} with {Path(command[0]).name} ...")
+            say(f"compiling {what} with {Path(command[0]).name}, once ...")
             start = time.perf_counter()
             with tempfile.TemporaryDirectory(dir=cache) as scratch:
-                log = _compile([*command, "-o", f"{scratch}/{stem}{suffix}"], cache / f"{stem}.failed.log", what)
+                log = _compile(
+                    [*command, "-o", f"{scratch}/{stem}{suffix}"],
+                    cache / f"{stem}.failed.log",
+                    what,
+                )
                 (Path(scratch) / f"{stem}.log").write_text(log)
                 record = dict(meta, command=command, seconds=round(time.perf_counter() - start, 1))
                 (Path(scratch) / f"{stem}.json").write_text(json.dumps(record, indent=1))
@@ -182,7 +200,6 @@ def _cached(
                 folder.mkdir()
                 for path in Path(scratch).iterdir():
                     path.rename(folder / path.name)
-            say(f"compiled {what} in {time.perf_counter() - start:.1f} s")
     except OSError as error:
         raise Unbuildable(
             f"cannot write to the cache {cache}: {error}; name another folder in KDA_LAB_CACHE"
@@ -203,7 +220,9 @@ def _compile(command: list[str], failed_log: Path, what: str) -> str:
 def trim_errors(log: str) -> str:
     """The first errors of a compiler's output, with their lines cut to a readable width."""
     lines = log.splitlines()
-    chosen = [line for line in lines if "error" in line.lower() or "undefined reference" in line] or lines
+    chosen = [
+        line for line in lines if "error" in line.lower() or "undefined reference" in line
+    ] or lines
     shown = [
         line if len(line) <= ERROR_WIDTH else line[:ERROR_WIDTH] + " ..."
         for line in chosen[:ERROR_LINES]
@@ -273,9 +292,15 @@ def copy_out(path: Path, folder: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="kda-lab build", description="Compile kernel rungs into the cache.")
-    parser.add_argument("--rung", action="append", choices=list(RUNGS), help="this rung alone (repeatable)")
-    parser.add_argument("--arch", action="append", help="GPU architecture, such as 90a or 80 (repeatable)")
+    parser = argparse.ArgumentParser(
+        prog="kda-lab build", description="Compile kernel rungs into the cache."
+    )
+    parser.add_argument(
+        "--rung", action="append", choices=list(RUNGS), help="this rung alone (repeatable)"
+    )
+    parser.add_argument(
+        "--arch", action="append", help="GPU architecture, such as 90a or 80 (repeatable)"
+    )
     parser.add_argument("--check", action="store_true", help="also check spills and machine code")
     parser.add_argument("--out", type=Path, help="also copy the libraries into this folder")
     parser.add_argument("--force", action="store_true", help="compile even what the cache holds")
@@ -297,7 +322,8 @@ def main(argv: list[str]) -> int:
             failed, skipped = failed + broken, skipped + (not broken)
             out(f"{name:8s} {'failed' if broken else 'skipped'}: {reason}")
             return None
-        out(f"{name:8s} {path}")
+        record = json.loads((path.parent / f"{path.name.split('.')[0]}.json").read_text())
+        out(f"{name:8s} {path} ({record['seconds']} s)")
         return path
 
     if not options.rung:
@@ -311,7 +337,9 @@ def main(argv: list[str]) -> int:
                 skipped += 1
                 continue
         path = attempt(
-            rung.name, bool(options.rung), lambda r=rung, a=archs: build_rung(r, a, options.force, out)
+            rung.name,
+            bool(options.rung),
+            lambda r=rung, a=archs: build_rung(r, a, options.force, out),
         )
         if path is None:
             continue

@@ -95,12 +95,16 @@ def check(rung: Rung, path: Path, say: Callable[[str], None]) -> list[str]:
                 f"on sm_{r.arch}; accepted: {accepted}"
             )
     if "wgmma.mma_async instructions are serialized" in log:
-        problems.append("ptxas serialised wgmma instructions (C7514); see the log beside the library")
+        problems.append(
+            "ptxas serialised wgmma instructions (C7514); see the log beside the library"
+        )
     counts = sass_counts(path)
     for arch in built_for:
         for claim in rung.claims:
             found = sum(n for word, n in counts.get(arch, {}).items() if word.startswith(claim))
             say(f"  sm_{arch} {claim}: {found}")
             if not found:
-                problems.append(f"no {claim} in the machine code for sm_{arch}, which the rung claims")
+                problems.append(
+                    f"no {claim} in the machine code for sm_{arch}, which the rung claims"
+                )
     return problems

@@ -48,7 +48,7 @@ class Rung:
     states: tuple[str, ...] = ("float32",)
     flags: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
-    spills: dict[str, int] = field(default_factory=dict)
+    spills: dict[str, int] = field(default_factory=dict, hash=False)
     cutlass: bool = False
 
     @property

@@ -60,7 +60,9 @@ def find_cxx() -> str:
 @lru_cache
 def compiler_version(compiler: str) -> str:
     """The compiler's own words about its version, one line."""
-    out = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    out = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, check=False
+    ).stdout
     lines = [line.strip() for line in out.splitlines() if line.strip()]
     release = [line for line in lines if "release" in line]
     return (release or lines or ["unknown"])[0]

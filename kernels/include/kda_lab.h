@@ -8,6 +8,8 @@
  *   const char *kda_R_error(void);                       what the last failure in this thread was
  *
  * A rung never allocates device memory, never synchronises, and keeps no pointer after it returns.
+ * It writes every row of o: rows past the end of the last sequence become 0 (a skipped sequence's rows
+ * are left alone). An empty sequence's final state is its initial state, zero if it has none.
  * The recurrence, per sequence and value head hv with q/k head h = hv / (heads_v / heads_qk):
  *
  *   S <- Diag(exp(g_t)) S;  u = beta_t (v_t - S^T k_t);  S <- S + k_t u^T;  o_t = scale * S^T q_t
