@@ -5,6 +5,7 @@ from importlib import import_module
 
 COMMANDS = {  # name: (module whose main(argv) -> exit status runs it, one-line help)
     "doctor": ("kda_lab.doctor", "what this machine can run, and the remedy for what it cannot"),
+    "lab": ("kda_lab.lab", "open the course in JupyterLab"),
     "start": ("kda_lab.start", "lay out a course folder outside a clone"),
     "notebook": ("kda_lab.notebook_form", "execute, normalise and check notebooks"),
     "grade": ("kda_lab.grading.grade", "grade exercises"),

@@ -1,9 +1,9 @@
-"""`kda-lab notebook run | normalise | check [NOTEBOOK ...]`: notebooks are stored executed, in one canonical form.
+"""`kda-lab notebook run | normalise | check`: notebooks are stored executed, in one canonical form.
 
-`run` executes in place with this interpreter, stores the outputs and normalises. `normalise` rewrites the
-JSON: sorted keys, stable ids, counts from 1, a static picture instead of a live widget, no paths of this
-machine. `check` refuses what `normalise` would change and what a lesson must not be; every refusal names
-the cell and the remedy. With no paths, all of `notebooks/`.
+`run` executes in place with this interpreter, stores the outputs and normalises.
+`normalise` rewrites the JSON: sorted keys, stable ids, counts from 1, a static picture for a live
+widget, no paths of this machine. `check` refuses what `normalise` would change and what a lesson
+must not be; each refusal names the cell and the remedy. With no paths, all of `notebooks/`.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ SETUP = "from kda_lab.course import *"
 CARD_FIELDS = {  # what the first cell of a lesson must say: the pattern that finds it
     "a title `# NN Title`": r"^# \d\d .+",
     "`**Claim.**` and one sentence": r"^\*\*Claim\.\*\* \S+",
-    "`**You will**` and three list items": r"^\*\*You will\*\*\n\n?(?:[-*] .+(?:\n  .+)*\n?){3}(?![-*] )",
+    "`**You will**` and three list items": r"^\*\*You will\*\*\n+(?:- .+(?:\n  .+)*\n?){3}(?!- )",
     "`**Minutes:**` and a number": r"\*\*Minutes:\*\* \d+",
     "`**Needs:**` and what it builds on": r"\*\*Needs:\*\* \S+",
     "`**Runs on:**` and CPU or GPU": r"\*\*Runs on:\*\* .*\b[CG]PU\b",
@@ -42,9 +41,8 @@ NOTEBOOK_METADATA = {
                       "pygments_lexer": "ipython3"},
 }  # fmt: skip
 ADDRESS = re.compile(r"(?<= at )0x[0-9a-fA-F]{6,}")
-MACHINE_PATH = re.compile(
-    r"(?:(?<![\w./~-])(?:/(?:home|root|Users|tmp|private|var|opt|work|mnt|usr|workspace)/|~/)|\b[A-Z]:\\)[\w.\\/-]+"
-)
+FOLDERS = "home|root|Users|tmp|private|var|opt|work|workspace|mnt|usr"
+MACHINE_PATH = re.compile(rf"(?:(?<![\w./~-])(?:/(?:{FOLDERS})/|~/)|\b[A-Z]:\\)[\w.\\/-]+")
 
 
 # --- one canonical form ---------------------------------------------------------------------------
@@ -62,7 +60,6 @@ def normalise(nb: NotebookNode, root: Path) -> NotebookNode:
         cell.id = _stable_id(cell, seen)
         cell.metadata = {k: v for k, v in cell.metadata.items() if k in CELL_METADATA and v}
         if cell.cell_type != "code":
-            cell.pop("attachments", None) if not cell.get("attachments") else None
             continue
         if cell.execution_count is not None:
             count += 1
@@ -107,7 +104,7 @@ def _normal_output(out: NotebookNode, cell: NotebookNode, root: Path) -> Noteboo
         out.traceback = [_portable(line, root) for line in out.traceback]
     else:
         if WIDGET in out.data and any(m in out.data for m in ("text/html", *PICTURES)):
-            del out.data[WIDGET]  # its model lives in a kernel that is gone: the static picture stays
+            del out.data[WIDGET]  # its model died with the kernel; the picture stays
             out.data["text/plain"] = out.data.get("text/plain", "widget").split("(")[0] + "(...)"
         for mime, value in out.data.items():
             if mime in ("image/png", "image/jpeg"):
@@ -120,7 +117,7 @@ def _normal_output(out: NotebookNode, cell: NotebookNode, root: Path) -> Noteboo
 
 
 def _pass_alt_text(cell: NotebookNode) -> None:
-    """Gives each picture of a cell the alt text in the cell's metadata `alt` (a string, or one a picture)."""
+    """Gives a cell's pictures its metadata `alt`: one text, or a list with one for each picture."""
     alts = cell.metadata.get("alt", [])
     alts = [alts] if isinstance(alts, str) else list(alts)
     for out, mime in _output_pictures(cell):
@@ -137,11 +134,11 @@ def _output_pictures(cell: NotebookNode) -> Iterator[tuple[NotebookNode, str]]:
 
 def _portable(text: str, root: Path) -> str:
     """`text` without this machine's folders and without memory addresses."""
-    places = [(str(root), ""), (sys.prefix, ".venv"), (tempfile.gettempdir(), "TMP")]
-    home = str(Path.home())
-    places += [("~" + p.removeprefix(home), short) for p, short in places if p.startswith(home + "/")]
-    for place, short in places:
-        text = text.replace(place + "/", short + "/" if short else "").replace(place, short or ".")
+    places = [(str(root), ""), (sys.prefix, ".venv")]
+    home = f"{Path.home()}/"
+    places += [("~/" + p.removeprefix(home), name) for p, name in places if p.startswith(home)]
+    for place, name in places:
+        text = text.replace(place + "/", f"{name}/" if name else "").replace(place, name or ".")
     return ADDRESS.sub("0x...", text)
 
 
@@ -168,7 +165,7 @@ def _root(path: Path) -> Path:
 
 
 def run_file(path: Path, timeout: int) -> None:
-    """Executes `path` in its own folder with this interpreter and stores the outputs; unchanged if a cell fails."""
+    """Executes `path` in its own folder and stores the outputs; left as it was if a cell fails."""
     from nbclient import NotebookClient
 
     nb = nbformat.read(path, as_version=4)
@@ -185,12 +182,15 @@ def run_file(path: Path, timeout: int) -> None:
         if cell_index in begun:
             seconds[cell_index] = time.monotonic() - begun[cell_index]
 
-    client = NotebookClient(
-        nb, timeout=timeout, kernel_name="python3", store_widget_state=False, coalesce_streams=True,
+    NotebookClient(
+        nb,
+        timeout=timeout,
+        kernel_name="python3",
+        store_widget_state=False,
         resources={"metadata": {"path": str(path.resolve().parent)}},
-        on_cell_start=cell_begins, on_cell_complete=cell_ends,
-    )  # fmt: skip
-    client.execute()
+        on_cell_start=cell_begins,
+        on_cell_complete=cell_ends,
+    ).execute()
     path.write_text(canonical_text(normalise(nb, _root(path))), encoding="utf-8")
     slow, worst = max(seconds.items(), key=lambda item: item[1], default=(0, 0.0))
     end = "\r" if sys.stdout.isatty() else ""
@@ -217,7 +217,8 @@ def problems(path: Path) -> list[str]:
     if canonical_text(normalise(nb, _root(path))) != text:
         found.append(f"not in canonical form; run: kda-lab notebook normalise {path}")
     if len(text.encode()) > MAX_BYTES:
-        found.append(f"{len(text.encode()):,} bytes, at most {MAX_BYTES:,}: make figures smaller or fewer")
+        size = f"{len(text.encode()):,} bytes"
+        found.append(f"{size}, at most {MAX_BYTES:,}: make figures smaller or fewer")
     if len(nb.cells) not in CELLS:
         found.append(f"{len(nb.cells)} cells; a lesson has {CELLS[0]} to {CELLS[-1]}")
     words = sum(prose_words(c.source) for c in nb.cells if c.cell_type == "markdown")
@@ -244,9 +245,9 @@ def _card_problems(nb: NotebookNode) -> Iterator[str]:
 
 
 def prose_words(markdown: str) -> int:
-    """Words a reader reads: no code blocks, formulas, tags or addresses of links."""
-    for pattern in (r"```.*?```", r"\$\$.*?\$\$", r"\$[^$\n]+\$", r"<[^>]+>", r"`[^`\n]*`", r"!?\[([^\]]*)\]\([^)]*\)"):
-        markdown = re.sub(pattern, r" \1 " if r"([^\]]*)" in pattern else " ", markdown, flags=re.DOTALL)
+    """Words a reader reads: no code, formulas, tags or addresses of links."""
+    unread = r"```.*?```|\$\$.*?\$\$|\$[^$\n]+\$|<[^>]+>|`[^`\n]*`|\]\([^)]*\)"
+    markdown = re.sub(unread, " ", markdown, flags=re.DOTALL)
     return len(re.findall(r"[^\W_][\w'’-]*", markdown))
 
 
@@ -263,10 +264,10 @@ def _cell_problems(cell: NotebookNode) -> Iterator[str]:
     html += [o.get("data", {}).get("text/html", "") for o in cell.get("outputs", [])]
     for tag in re.findall(r"<img\b[^>]*>", "\n".join(html)):
         if not re.search(r"\balt=([\"'])\s*[^\s\"'].*?\1", tag):
-            yield "an <img> without alt text; say in alt=\"...\" what the picture shows"
-    for tag in re.findall(r"<svg\b[^>]*>", "\n".join(html)):
-        if not re.search(r"\baria-(?:label|labelledby)=|<title>", tag) and "<title" not in "\n".join(html):
-            yield "an <svg> without alt text; give it role=\"img\" and aria-label=\"...\""
+            yield "an <img> without alt text; say in its alt what the picture shows"
+    for svg in re.findall(r"<svg\b.*?</svg>", "\n".join(html), re.DOTALL):
+        if not re.search(r"\baria-label=|<title", svg):
+            yield "an <svg> without alt text; give it role=img and an aria-label"
     if cell.cell_type == "markdown" and re.search(r"!\[\s*\]\(", cell.source):
         yield "an image without alt text; write ![what it shows](...)"
     for place in sorted(set(_machine_paths(cell))):
@@ -275,20 +276,20 @@ def _cell_problems(cell: NotebookNode) -> Iterator[str]:
         return
     lines = cell.source.count("\n") + 1
     if lines > MAX_LINES:
-        yield f"{lines} lines of code, at most {MAX_LINES}; split it or move part of it into kda_lab"
+        yield f"{lines} lines of code, at most {MAX_LINES}; split it, or move part into kda_lab"
     tags = cell.metadata.get("tags", [])
     if cell.execution_count is None:
         yield "not executed; run: kda-lab notebook run"
     for out in cell.outputs:
         if out.output_type == "error" and "raises-exception" not in tags:
-            yield f"a stored {out.ename}; mend it, or tag the cell raises-exception if it is the lesson"
+            yield f"a stored {out.ename}; mend it, or tag the cell raises-exception"
         if out.output_type == "stream" and out.name == "stderr":
             yield "text on stderr is stored; silence the warning at its cause"
         if WIDGET in out.get("data", {}):
-            yield "a widget without a static picture; its _repr_mimebundle_ must hold image/png or text/html"
+            yield "a widget whose mime bundle lacks a static picture (image/png or text/html)"
     for out, mime in _output_pictures(cell):
         if not out.metadata.get(mime, {}).get("alt", "").strip():
-            yield "a picture without alt text; set the cell's metadata `alt`, or display(fig, metadata=...)"
+            yield "a picture without alt text; write it into the cell's metadata `alt`"
     if _ends_in_semicolon(cell.source):
         yield "an expression ends in `;`, which nbval cannot compare; write `_ = ...`"
 
@@ -297,42 +298,45 @@ def _machine_paths(cell: NotebookNode) -> Iterable[str]:
     texts = [cell.source]
     for out in cell.get("outputs", []):
         texts += [out.get("text", ""), out.get("evalue", ""), *out.get("traceback", [])]
-        texts += [v for m, v in out.get("data", {}).items() if isinstance(v, str) and m.startswith("text/")]
+        data = out.get("data", {})
+        texts += [v for mime, v in data.items() if isinstance(v, str) and mime.startswith("text/")]
     plain = re.sub(r"\x1b\[[0-9;]*m|data:image/[^\"')]*", "", "\n".join(texts))
     return MACHINE_PATH.findall(plain)
 
 
 def _ends_in_semicolon(source: str) -> bool:
     """Whether the last statement is an expression silenced by `;`."""
-    code = "\n".join("pass" if re.match(r"\s*[%!?]", line) else line for line in source.splitlines())
+    lines = ["pass" if re.match(r"\s*[%!?]", line) else line for line in source.splitlines()]
     try:
-        body = ast.parse(code).body
+        body = ast.parse("\n".join(lines)).body
     except SyntaxError:
         return False
-    if not body or not isinstance(body[-1], ast.Expr):
+    if not body or not isinstance(last := body[-1], ast.Expr):
         return False
-    end = body[-1].end_lineno, body[-1].end_col_offset
-    last = code.splitlines()[end[0] - 1].encode()[end[1] :].decode()
-    return last.lstrip().startswith(";")
+    assert last.end_lineno and last.end_col_offset
+    rest = lines[last.end_lineno - 1].encode()[last.end_col_offset :]
+    return rest.lstrip().startswith(b";")
 
 
 # --- command line ---------------------------------------------------------------------------------
 
 
 def _notebooks(paths: list[Path]) -> list[Path]:
-    found = [p for path in paths or [Path("notebooks")] for p in (sorted(path.glob("*.ipynb")) if path.is_dir() else [path])]
+    found: list[Path] = []
+    for path in paths or [Path("notebooks")]:
+        found += sorted(path.glob("*.ipynb")) if path.is_dir() else [path]
     if missing := [p for p in found if not p.is_file()]:
         raise SystemExit(f"kda-lab notebook: no such file: {missing[0]}")
     if not found:
-        raise SystemExit("kda-lab notebook: no notebooks here; run it in the course folder or name some")
+        raise SystemExit("kda-lab notebook: none here; name some, or go to the course folder")
     return found
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="kda-lab notebook", description=__doc__.split("\n\n")[1])
+    parser = argparse.ArgumentParser(prog="kda-lab notebook", description=__doc__)
     parser.add_argument("action", choices=("run", "normalise", "check"))
-    parser.add_argument("paths", nargs="*", type=Path, help="notebooks or folders of them (notebooks/)")
-    parser.add_argument("--timeout", type=int, default=120, help="seconds that one cell may take (120)")
+    parser.add_argument("paths", nargs="*", type=Path, help="files or folders (notebooks/)")
+    parser.add_argument("--timeout", type=int, default=120, help="seconds a cell may take (120)")
     args = parser.parse_args(argv)
     bad = 0
     for path in _notebooks(args.paths):

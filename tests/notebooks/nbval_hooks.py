@@ -1,8 +1,9 @@
 """A pytest plugin for nbval (`python -m pytest -p tests.notebooks.nbval_hooks --nbval notebooks`).
 
-Strict is the default for every cell. Not compared: pictures, widgets and HTML (nbval cannot), and cells whose
-output belongs to the learner: those with a line that calls check, predict, reveal or yours. Notebooks are
-read as committed and learn nothing of this clone's progress, so that a learner's saved work breaks nothing.
+Strict is the default for every cell. Not compared: pictures, widgets and HTML (nbval cannot), and
+cells whose output belongs to the learner: those with a line that calls check, predict, reveal or
+yours. Notebooks are read as committed and know nothing of this clone's progress, so that what a
+learner saves breaks nothing.
 """
 
 import atexit
@@ -18,16 +19,17 @@ import nbformat
 import nbval.plugin
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-LEARNERS_OWN = re.compile(r"^(?:\w+(?:, *\w+)* *= *)?(?:check|predict|reveal|yours)\(", re.MULTILINE)
+LEARNERS_OWN = re.compile(
+    r"^(?:\w+(?:, *\w+)* *= *)?(?:check|predict|reveal|yours)\(", re.MULTILINE
+)
 differing: list[str] = []
 
 
 def committed(path: str, as_version: int) -> nbformat.NotebookNode:
     """The notebook at `path` as in the last commit; as it lies there when git does not know it."""
     here = Path(path)
-    shown = subprocess.run(
-        ["git", "show", f"HEAD:./{here.name}"], cwd=here.parent, capture_output=True, text=True, encoding="utf-8"
-    )
+    show = ["git", "show", f"HEAD:./{here.name}"]
+    shown = subprocess.run(show, cwd=here.parent, capture_output=True, encoding="utf-8")
     text = here.read_text(encoding="utf-8")
     if shown.returncode == 0 and shown.stdout != text:
         differing.append(here.name)
@@ -49,7 +51,9 @@ def pytest_itemcollected(item):
 
 def pytest_report_collectionfinish(config):
     if differing:
-        return f"notebooks saved here and not committed, tested as committed: {', '.join(differing)}"
+        return (
+            f"notebooks saved here and not committed, tested as committed: {', '.join(differing)}"
+        )
     return None
 
 
