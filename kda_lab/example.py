@@ -1,8 +1,8 @@
 """The running example: a waiter remembers four orders, from notebook 01 to the last kernel.
 
-A guest is a key, the drink a value. Ada and Ben sit at table one and share channels 0 and 1 of the
-keys; Cleo and Dev sit at table two and share channels 2 and 3. Guests of one table are easily mixed
-up: their keys overlap (Ada and Ben 0.6, Cleo and Dev 0.8). Every number can be checked by hand.
+A guest is a key, the drink a value. Ada and Ben sit at table one, in channels 0 and 1 of the keys,
+and are easily mixed up: their keys overlap by 0.6. Cleo and Dev sit at table two, in channels 2 and
+3, and nobody confuses them. Every number can be checked by hand.
 """
 
 import math
@@ -15,7 +15,7 @@ GUESTS = ("Ada", "Ben", "Cleo", "Dev")  # colours: kda_lab.palette.PAIRS, in thi
 DRINKS = ("tea", "coffee", "cola", "water")
 TABLES = {"one": (0, 1), "two": (2, 3)}  # table -> its key channels
 K_GUESTS = torch.tensor(  # one unit key a row, [4,4]
-    [[1.0, 0.0, 0.0, 0.0], [0.6, 0.8, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.8, 0.6]],
+    [[1.0, 0.0, 0.0, 0.0], [0.6, 0.8, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]],
     dtype=torch.float64,
 )
 V_DRINKS = torch.eye(4, dtype=torch.float64)  # tea is channel 0 of v, and so on
