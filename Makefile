@@ -49,11 +49,11 @@ clean:
 # A stamp is written when an install has ended well, so an interrupted one starts over.
 .venv/.course: .venv/.made pyproject.toml constraints.txt
 	@echo "Installing the course into .venv: about 1.5 GB, a minute or two."
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	$(BIN)/python -m pip install -c constraints.txt -e .
 	@touch $@
 
 .venv/.dev: .venv/.course
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
 .venv/.made:

@@ -23,7 +23,7 @@ SETUP = "from kda_lab.course import *"
 CARD_FIELDS = {  # what the first cell of a lesson must say: the pattern that finds it
     "a title `# NN Title`": r"^# \d\d .+",
     "`**Claim.**` and one sentence": r"^\*\*Claim\.\*\* \S+",
-    "`**You will**` and three list items": r"^\*\*You will\*\*\n+(?:- .+(?:\n  .+)*\n?){3}(?!- )",
+    "`**You will**`, three list items": r"^\*\*You will\*\*\n+(?:- .++(?:\n  .++)*+\n?+){3}+(?!- )",
     "`**Minutes:**` and a number": r"\*\*Minutes:\*\* \d+",
     "`**Needs:**` and what it builds on": r"\*\*Needs:\*\* \S+",
     "`**Runs on:**` and CPU or GPU": r"\*\*Runs on:\*\* .*\b[CG]PU\b",
@@ -150,7 +150,7 @@ def canonical_text(nb: NotebookNode) -> str:
 def normalise_file(path: Path) -> bool:
     """Rewrites `path` in canonical form; returns whether it changed."""
     before = path.read_text(encoding="utf-8")
-    after = canonical_text(normalise(nbformat.reads(before, as_version=4), _root(path)))
+    after = canonical_text(normalise(nbformat.v4.reads_json(before), _root(path)))
     if after != before:
         path.write_text(after, encoding="utf-8")
     return after != before
@@ -210,11 +210,12 @@ def problems(path: Path) -> list[str]:
     """Everything that keeps `path` from being a stored lesson: where it is and what to do."""
     text = path.read_text(encoding="utf-8")
     try:
-        nb = nbformat.reads(text, as_version=4)
-    except Exception as error:  # nbformat raises its own and json's
+        nb = nbformat.v4.reads_json(text)
+        canonical = canonical_text(normalise(nb, _root(path)))
+    except (ValueError, AttributeError) as error:  # no JSON; no cells
         return [f"not a notebook: {error}"]
     found: list[str] = []
-    if canonical_text(normalise(nb, _root(path))) != text:
+    if canonical != text:
         found.append(f"not in canonical form; run: kda-lab notebook normalise {path}")
     if len(text.encode()) > MAX_BYTES:
         size = f"{len(text.encode()):,} bytes"

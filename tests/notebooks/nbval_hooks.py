@@ -25,16 +25,19 @@ LEARNERS_OWN = re.compile(
 differing: list[str] = []
 
 
-def committed(path: str, as_version: int) -> nbformat.NotebookNode:
-    """The notebook at `path` as in the last commit; as it lies there when git does not know it."""
-    here = Path(path)
-    show = ["git", "show", f"HEAD:./{here.name}"]
-    shown = subprocess.run(show, cwd=here.parent, capture_output=True, encoding="utf-8")
-    text = here.read_text(encoding="utf-8")
+def committed_text(path: Path) -> str:
+    """The file at `path` as in the last commit; as it lies there when git does not know it."""
+    show = ["git", "show", f"HEAD:./{path.name}"]
+    shown = subprocess.run(show, cwd=path.parent, capture_output=True, encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
     if shown.returncode == 0 and shown.stdout != text:
-        differing.append(here.name)
-        text = shown.stdout
-    return nbformat.reads(text, as_version=as_version)
+        differing.append(path.name)
+        return shown.stdout
+    return text
+
+
+def committed(path: str, as_version: int) -> nbformat.NotebookNode:
+    return nbformat.reads(committed_text(Path(path)), as_version=as_version)
 
 
 def pytest_configure(config):
@@ -50,11 +53,7 @@ def pytest_itemcollected(item):
 
 
 def pytest_report_collectionfinish(config):
-    if differing:
-        return (
-            f"notebooks saved here and not committed, tested as committed: {', '.join(differing)}"
-        )
-    return None
+    return [f"{name}: changed here, tested as committed" for name in differing]
 
 
 def comparable(cell: nbformat.NotebookNode) -> bool:
