@@ -1,0 +1,1 @@
+"""Exercises: stubs, tests, verdicts, progress."""

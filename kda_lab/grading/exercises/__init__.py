@@ -1,0 +1,1 @@
+"""Cases and mutants, one module an exercise file (see `solutions/AUTHORING.md`)."""

@@ -1,0 +1,238 @@
+"""Reading `solutions/*.py`: what an exercise says of itself, and the stub made from it."""
+
+import ast
+import re
+import sys
+import textwrap
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from kda_lab.grading.spec import Exercise, Mutant
+
+PACKAGE = Path(__file__).resolve().parent.parent
+HEADER = re.compile(
+    r"# exercise (?P<name>\w+): (?P<points>\d+) points?, (?P<minutes>\d+) minutes, (?P<lines>\d+) lines$"
+)
+NOTE = re.compile(r"# (hint [123]|why): (.*)$")
+BEGIN = re.compile(r"\s*# solution$")
+END = re.compile(r"\s*# end solution$")
+
+
+class AuthoringError(ValueError):
+    """A solutions file or its tests break the rules of AUTHORING.md."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What the header comment of one exercise says, and the function below it."""
+
+    id: str
+    name: str
+    points: int
+    minutes: int
+    lines: int
+    hints: tuple[str, ...]
+    why: str
+    source: str  # the model function's text, from def to its end
+    docstring: str
+
+
+@dataclass(frozen=True)
+class ExerciseFile:
+    """One `exNN_name.py`: its statements in order, and the stub text."""
+
+    key: str  # ex04
+    stem: str  # ex04_recurrence
+    text: str
+    stub: str
+    statements: dict[str, Statement]
+
+    @property
+    def filename(self) -> str:
+        return f"{self.stem}.py"
+
+
+def course_files(name: str) -> Path:
+    """A folder of the course (`solutions`, `exercises`): the clone's, else the installed copy."""
+    for base in (PACKAGE.parent, PACKAGE / "course_files"):
+        if (base / "solutions").is_dir():
+            return base / name
+    raise FileNotFoundError("neither a clone nor an installed copy of the course was found")
+
+
+@lru_cache(maxsize=1)
+def exercise_files() -> dict[str, ExerciseFile]:
+    """Every exercise file of the course by key (`ex04`), in order."""
+    paths = sorted(course_files("solutions").glob("ex[0-9][0-9]_*.py"))
+    return {path.stem.split("_")[0]: parse(path.stem, path.read_text()) for path in paths}
+
+
+def exercise_file(key: str) -> ExerciseFile:
+    """The file of `ex04`, `ex04_recurrence` or `ex04.kda_step`."""
+    found = exercise_files().get(re.split(r"[._]", key)[0])
+    if found is None:
+        raise KeyError(f"no exercise file {key!r}; there are {', '.join(exercise_files())}")
+    return found
+
+
+def statement(exercise_id: str) -> Statement:
+    """The statement of `ex04.kda_step`."""
+    file = exercise_file(exercise_id)
+    if exercise_id not in file.statements:
+        raise KeyError(f"no exercise {exercise_id!r}; {file.key} has {', '.join(file.statements)}")
+    return file.statements[exercise_id]
+
+
+def parse(stem: str, text: str) -> ExerciseFile:
+    """Read one solutions file. Raises AuthoringError naming the line that is wrong."""
+    key = stem.split("_")[0]
+    lines = text.splitlines()
+    functions = {n.name: n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)}
+    statements: dict[str, Statement] = {}
+    for start, line in enumerate(lines):
+        if not line.startswith("# exercise "):
+            continue
+        head = HEADER.match(line)
+        if head is None:
+            raise AuthoringError(f"{stem}.py:{start + 1}: cannot read {line!r}")
+        name = head["name"]
+        notes, end = _notes(lines, start + 1)
+        node = functions.get(name)
+        if node is None or node.lineno != end + 1:
+            raise AuthoringError(f"{stem}.py:{end + 1}: function {name} must follow its header")
+        if sorted(notes) != ["hint 1", "hint 2", "hint 3", "why"] or not all(notes.values()):
+            raise AuthoringError(f"{stem}.py:{start + 1}: {name} needs hint 1, 2, 3 and why")
+        statements[f"{key}.{name}"] = Statement(
+            id=f"{key}.{name}",
+            name=name,
+            points=int(head["points"]),
+            minutes=int(head["minutes"]),
+            lines=int(head["lines"]),
+            hints=tuple(notes[f"hint {i}"] for i in (1, 2, 3)),
+            why=notes["why"],
+            source="\n".join(lines[node.lineno - 1 : _last(lines, node)]) + "\n",
+            docstring=ast.get_docstring(node) or "",
+        )
+    return ExerciseFile(key, stem, text, make_stub(stem, text), statements)
+
+
+def _last(lines: list[str], node: ast.FunctionDef) -> int:
+    """The end of a function, its closing marker included."""
+    end = node.end_lineno or node.lineno
+    return end + 1 if end < len(lines) and END.match(lines[end]) else end
+
+
+def _notes(lines: list[str], start: int) -> tuple[dict[str, str], int]:
+    """The hint and why comments from line `start` on; and the first line after them."""
+    notes: dict[str, list[str]] = {}
+    current, i = None, start
+    while i < len(lines) and lines[i].startswith("#"):
+        if match := NOTE.match(lines[i]):
+            current = notes.setdefault(match[1], [match[2]])
+        elif current is not None:
+            current.append(lines[i][1:])
+        i += 1
+    joined = {}
+    for name, (first, *rest) in notes.items():
+        joined[name] = "\n".join([first, textwrap.dedent("\n".join(rest))]).strip()
+    return joined, i
+
+
+def make_stub(stem: str, text: str) -> str:
+    """The text of `exercises/<stem>.py`: headers shortened, solutions taken out."""
+    key = stem.split("_")[0]
+    out: list[str] = []
+    lines = text.splitlines()
+    owner, i = "", 0
+    while i < len(lines):
+        line = lines[i]
+        if head := HEADER.match(line):
+            owner = f"{key}.{head['name']}"
+            plural = "point" if head["points"] == "1" else "points"
+            out.append(
+                f"# {owner}: {head['points']} {plural}, {head['minutes']} minutes, "
+                f"about {head['lines']} lines"
+            )
+            out.append(f"# A hint: kda-lab hint {owner}     Your verdict: kda-lab grade {key}")
+            i = _notes(lines, i + 1)[1]
+            continue
+        if BEGIN.match(line):
+            indent = line[: len(line) - len(line.lstrip())]
+            first = i
+            while i < len(lines) and not END.match(lines[i]):
+                i += 1
+            if i == len(lines):
+                raise AuthoringError(f"{stem}.py:{first + 1}: no '# end solution' below")
+            if indent:
+                message = f"{owner}: for the first hint run: kda-lab hint {owner}"
+                out.append(f'{indent}raise NotImplementedError("{message}")')
+            i += 1
+            continue
+        out.append(line)
+        i += 1
+    stub = re.sub(r"\n{4,}", "\n\n\n", "\n".join(out).strip()) + "\n"
+    ast.parse(stub)
+    return stub
+
+
+def body_lines(source: str) -> int:
+    """Lines of code between the solution markers of one function: no blanks, no comments."""
+    lines = source.splitlines()
+    first = next(i for i, line in enumerate(lines) if BEGIN.match(line))
+    last = next(i for i, line in enumerate(lines) if END.match(line))
+    code = [line.strip() for line in lines[first + 1 : last]]
+    return sum(bool(line) and not line.startswith("#") for line in code)
+
+
+# ---- tests and functions that belong to a file -------------------------------------------------
+
+
+def exercises(file: ExerciseFile) -> dict[str, Exercise]:
+    """Cases and mutants by id, in the order of the solutions file."""
+    module = import_module(f"kda_lab.grading.exercises.{file.stem}")
+    tests = {f"{file.key}.{e.name}": e for e in module.EXERCISES}
+    if set(tests) != set(file.statements):
+        odd = ", ".join(sorted(set(tests) ^ set(file.statements)))
+        raise AuthoringError(f"{file.stem}: statement without tests or tests without one: {odd}")
+    return {key: tests[key] for key in file.statements}
+
+
+def load(text: str, name: str) -> ModuleType:
+    """Run trusted source text as a module of its own (never a learner's file while grading)."""
+    module = ModuleType(name)
+    module.__file__ = f"<{name}>"
+    sys.modules[name] = module  # dataclasses and doctest look modules up here
+    exec(compile(text, f"<{name}>", "exec"), module.__dict__)
+    return module
+
+
+@lru_cache(maxsize=None)
+def model_module(key: str) -> ModuleType:
+    file = exercise_file(key)
+    return load(file.text, f"kda_lab_model_{file.key}")
+
+
+def model(exercise_id: str):
+    """The model solution's function."""
+    return getattr(model_module(exercise_id.split(".")[0]), statement(exercise_id).name)
+
+
+@lru_cache(maxsize=None)
+def _mutated(exercise_id: str, name: str, edits: tuple[tuple[str, str], ...]):
+    file, said = exercise_file(exercise_id), statement(exercise_id)
+    source = said.source
+    for old, new in edits:
+        if source.count(old) != 1:
+            times = source.count(old)
+            raise AuthoringError(f"{exercise_id}, mutant {name!r}: {old!r} occurs {times} times")
+        source = source.replace(old, new)
+    module = load(file.text.replace(said.source, source), f"kda_lab_mutant_{file.key}")
+    return getattr(module, said.name)
+
+
+def mutant_function(exercise_id: str, mutant: Mutant):
+    """The wrong version as a function."""
+    return mutant.function or _mutated(exercise_id, mutant.name, tuple(mutant.edits))
