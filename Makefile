@@ -8,11 +8,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 NBVAL := -p tests.notebooks.nbval_hooks --nbval --nbval-current-env --nbval-cell-timeout=120 \
 	--nbval-sanitize-with tests/notebooks/sanitize.cfg --dist loadfile
 
-.PHONY: help lab test units notebooks browser-test lint kernels clean
+.PHONY: help lab test units notebooks ledger browser-test lint kernels clean
 
 help:
 	@echo "make lab           set up .venv and open the course in JupyterLab"
-	@echo "make test          set up, then the whole CPU test-suite (units + notebooks)"
+	@echo "make test          set up, then the whole CPU test-suite (units, notebooks, ledger)"
 	@echo "make kernels       compile every kernel that this machine's compilers can"
 	@echo "make browser-test  drive the widgets in a headless Chromium"
 	@echo "make lint          ruff and mypy"
@@ -21,13 +21,16 @@ help:
 lab: .venv/.course
 	@$(BIN)/python -m kda_lab.cli lab
 
-test: units notebooks
+test: units notebooks ledger
 
 units: .venv/.dev
 	$(PYTEST) -m "not browser" --dist worksteal tests
 
 notebooks: .venv/.dev
 	$(PYTEST) $(NBVAL) notebooks
+
+ledger: .venv/.course
+	$(BIN)/python -m kda_lab.cli ledger check
 
 browser-test: .venv/.dev
 	$(BIN)/python -m pytest -m browser tests
