@@ -1,0 +1,412 @@
+// decode: one token (or a few) for every sequence of a batch; the state streams through registers.
+//
+// Idea       A token costs 4 fp32 operations for every state element that is read and written back, so
+//            this is a copy of the state with a little arithmetic on the way. Every thread starts all
+//            its 16-byte state loads before anything else; gate, norm and beta are computed by the warps
+//            while those loads fly; then two dot products, the update, and the stores.
+// Changed    from v1: no chunks, no staging of the state, a block for each slab of columns of a head, many
+//            small blocks an SM. Caches of slots: slot i of sequence n is state_indices[n].
+// Predicted  Per SM at least 16 KB of loads in flight saturate memory (3 TB/s * 0.7 us / 132 SMs); here a
+//            block holds 16 KB and eight fit an SM. 90 % of copy bandwidth once B * H >= 1024; B = 1,
+//            H = 32 is one 16 KB block for each SM: launch plus two memory latencies, 4 to 5 us.
+// Ledger     rung decode, direction decode: 1-H32, 8-H32, 32-H32, 256-H32, 128-H96 (lost: NOTES.md).
+//
+// Serves     sm_80 and up; fp32 or bf16 tensors and states; every gate and beta kind; K 64, 128 or 256;
+//            both state layouts; tokens <= 8 a sequence, or any with cu_seqlens (packed decode).
+// Slots      state_indices[n] outside [0, state_slots) skips sequence n: no state is read or written and
+//            its o is 0. Two sequences with one slot race: whose state remains is undefined, element by
+//            element in 16-byte pieces; o of both is computed from what each happened to read.
+
+#include "../common/host.h"
+#include "../common/warp.cuh"
+
+namespace {
+
+constexpr int kMaxTokens = 8;     // without cu_seqlens; a group that is activated together
+constexpr int kStateFloats = 32;  // of a thread: 8 loads of 16 bytes (fp32) in flight
+
+// Threads asked for on an SM: 96 or 128 registers each, so that nothing spills.
+constexpr int threads_per_sm(int K) { return K <= 128 ? 640 : 512; }
+
+// 16 bytes of state: 4 fp32 or 8 bf16 numbers. Streaming: the state is touched once and never fits L2.
+template <typename T>
+struct Vec;
+
+template <>
+struct Vec<float> {
+  static constexpr int N = 4;
+  using Raw = float4;
+  __device__ static void unpack(Raw raw, float *x) {
+    x[0] = raw.x, x[1] = raw.y, x[2] = raw.z, x[3] = raw.w;
+  }
+  __device__ static Raw pack(const float *x) { return make_float4(x[0], x[1], x[2], x[3]); }
+};
+
+template <>
+struct Vec<uint16_t> {  // bf16
+  static constexpr int N = 8;
+  using Raw = uint4;
+  __device__ static void unpack(Raw raw, float *x) {
+    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[2 * i] = __uint_as_float(words[i] << 16);
+      x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+  }
+  __device__ static Raw pack(const float *x) {
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      words[i] = kda::float_to_bf16(x[2 * i]) | uint32_t(kda::float_to_bf16(x[2 * i + 1])) << 16;
+    return make_uint4(words[0], words[1], words[2], words[3]);
+  }
+};
+
+// 16 bytes at element i of a state buffer.
+template <typename T>
+__device__ typename Vec<T>::Raw load_16(const void *state, int64_t i) {
+  using Raw = typename Vec<T>::Raw;
+  return __ldcs(reinterpret_cast<const Raw *>(static_cast<const T *>(state) + i));
+}
+
+template <typename T>
+__device__ void store_16(void *state, int64_t i, const float *x) {
+  using Raw = typename Vec<T>::Raw;
+  __stcs(reinterpret_cast<Raw *>(static_cast<T *>(state) + i), Vec<T>::pack(x));
+}
+
+// Where a block works: sequence n, value head hv, its slab of columns, its slot of the state buffers.
+struct Place {
+  int64_t n, hv, h, slot;
+  int slab;
+  bool skipped;
+  kda::Span span;
+};
+
+__device__ Place place_of(const kda_args &a, int slabs) {
+  Place p;
+  p.slab = blockIdx.x % slabs;
+  p.hv = blockIdx.x / slabs % a.heads_v;
+  p.n = blockIdx.x / slabs / a.heads_v;
+  p.h = p.hv / (a.heads_v / a.heads_qk);
+  p.slot = a.state_indices ? a.state_indices[p.n] : p.n;
+  p.skipped = a.state_indices && (p.slot < 0 || p.slot >= a.state_slots);
+  p.span = kda::span_of(a, p.n);
+  return p;
+}
+
+__device__ int group_size(const Place &p, int64_t t0) {
+  return static_cast<int>(min(int64_t(kMaxTokens), p.span.end - t0));
+}
+
+// What a group of tokens gives to the recurrence, in shared memory.
+template <int K, int COLUMNS>
+struct Group {
+  kda::Token<K> token[kMaxTokens];
+  float v[kMaxTokens][COLUMNS];
+  float beta[kMaxTokens];
+  float qk[kMaxTokens];
+};
+
+// Warp w activates tokens w, w + warps, ...: for one token the other warps only wait.
+template <int K, int COLUMNS>
+__device__ void activate(const kda_args &a, const Place &p, int64_t t0, int tokens,
+                         Group<K, COLUMNS> &group) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  if (warp >= tokens) return;
+  const kda::Gate gate = kda::gate_of(a, p.hv);
+  float bias[K / 32];
+  kda::load_bias<K>(a, gate, lane, bias);
+#pragma unroll 1
+  for (int t = warp; t < tokens; t += warps) {
+    const float beta = kda::load(a.beta, kda::row(a.beta, p.span.b, t0 + t, p.hv));
+    const kda::Row v = kda::row_of(a.v, p.span.b, t0 + t, p.hv);
+#pragma unroll 1
+    for (int x = lane; x < COLUMNS; x += 32)
+      group.v[t][x] = p.slab * COLUMNS + x < a.dim_v ? v[p.slab * COLUMNS + x] : 0.0f;
+    const float qk = kda::prepare<K>(a, gate, bias, kda::row_of(a.q, p.span.b, t0 + t, p.h),
+                                     kda::row_of(a.k, p.span.b, t0 + t, p.h),
+                                     kda::row_of(a.g, p.span.b, t0 + t, p.hv), lane, &group.token[t]);
+    if (lane == 0) {
+      group.beta[t] = kda::activate_beta(a.beta_kind, beta);
+      group.qk[t] = qk;
+    }
+  }
+}
+
+// o = 0 for columns [first, first + columns) of tokens [begin, end): skipped sequences, rows of none.
+__device__ void zero_o(const kda_args &a, const Place &p, int64_t begin, int64_t end, int first,
+                       int columns) {
+#pragma unroll 1
+  for (int64_t t = begin; t < end; ++t)
+#pragma unroll 1
+    for (int x = first + threadIdx.x; x < min(first + columns, a.dim_v); x += blockDim.x)
+      kda::store(a.o, kda::row(a.o, p.span.b, t, p.hv) + x, 0.0f);
+}
+
+// ---- [V,K]: a row of the buffer is a column of S, its channels contiguous. LANES lanes share a row.
+template <typename T, int K_>
+struct VFirst {
+  static constexpr int K = K_;
+  static constexpr int N = Vec<T>::N;
+  static constexpr int kThreads = 128;
+  static constexpr int LANES = K / N < 32 ? K / N : 32;        // 32 lanes * 16 bytes = 512 bytes
+  static constexpr int PIECES = K / N / LANES;                 // 16-byte pieces of a row for one lane
+  static constexpr int ROWS = kStateFloats / (PIECES * N);     // rows of a lane
+  static constexpr int kWarpRows = 32 / LANES * ROWS;
+  static constexpr int kBlockRows = kThreads / 32 * kWarpRows; // columns of V for one block
+  static_assert(2 * ROWS <= LANES, "the reduction leaves at most one sum in each lane");
+};
+
+template <typename T, class S>
+__global__ void __launch_bounds__(S::kThreads, threads_per_sm(S::K) / S::kThreads)
+    decode_v_first(const __grid_constant__ kda_args a, int slabs) {
+  constexpr int K = S::K, N = S::N, LANES = S::LANES, ROWS = S::ROWS, PIECES = S::PIECES;
+  __shared__ Group<K, S::kBlockRows> group;
+  const Place p = place_of(a, slabs);
+  const int first = p.slab * S::kBlockRows;
+  zero_o(a, p, p.skipped ? p.span.begin : p.span.end, p.span.tail, first, S::kBlockRows);
+  if (p.skipped) return;
+
+  const int lane = threadIdx.x % 32, in_row = lane % LANES;
+  // Row `r` of this lane is column first_row + r * kNextRow of V
+  const int first_row = first + threadIdx.x / 32 * S::kWarpRows + lane / LANES;
+  constexpr int kNextRow = 32 / LANES;
+  const int64_t base = (p.slot * a.heads_v + p.hv) * int64_t(K) * a.dim_v + in_row * N;
+  typename Vec<T>::Raw raw[ROWS][PIECES] = {};
+  if (a.initial_state)
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+      for (int j = 0; j < PIECES; ++j)
+        if (first_row + r * kNextRow < a.dim_v)
+          raw[r][j] = load_16<T>(a.initial_state,
+                                 base + int64_t(first_row + r * kNextRow) * K + j * LANES * N);
+
+  int tokens = group_size(p, p.span.begin);
+  activate(a, p, p.span.begin, tokens, group);  // while the state is on its way
+  __syncthreads();
+  float s[ROWS][PIECES * N];
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+    for (int j = 0; j < PIECES; ++j) Vec<T>::unpack(raw[r][j], &s[r][j * N]);
+
+  // After the reduction a lane holds S^T k (readers) or S^T q (writers, LANES / 2 further) of row `mine`
+  constexpr int kCopies = LANES / (2 * ROWS);
+  const int sum = in_row / kCopies, mine = sum % ROWS;
+  const int my_x = first_row + mine * kNextRow;
+  const bool writes = sum >= ROWS && in_row % kCopies == 0 && my_x < a.dim_v;
+
+#pragma unroll 1
+  for (int64_t t0 = p.span.begin; t0 < p.span.end; t0 += kMaxTokens) {
+    if (t0 > p.span.begin) {
+      tokens = group_size(p, t0);
+      __syncthreads();  // the last group has been read
+      activate(a, p, t0, tokens, group);
+      __syncthreads();
+    }
+#pragma unroll 1
+    for (int t = 0; t < tokens; ++t) {
+      float sums[2 * ROWS] = {};
+#pragma unroll
+      for (int j = 0; j < PIECES; ++j)
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          const int c = (j * LANES + in_row) * N + i;
+          const float d = group.token[t].d[c], k = group.token[t].k[c], q = group.token[t].q[c];
+#pragma unroll
+          for (int r = 0; r < ROWS; ++r) {
+            float &x = s[r][j * N + i];
+            x *= d;                                       // S <- Diag(exp(g)) S
+            sums[r] = fmaf(x, k, sums[r]);                // S^T k
+            sums[ROWS + r] = fmaf(x, q, sums[ROWS + r]);  // S^T q, before the write
+          }
+        }
+      kda::reduce_scatter<2 * ROWS, LANES>(sums, lane);
+      const float u_mine = group.beta[t] * (group.v[t][my_x - first] - sums[0]);  // u = beta (v - S^T k), in the readers
+      float u[ROWS];
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r)
+        u[r] = __shfl_sync(kda::kWarp, u_mine, lane / LANES * LANES + r * kCopies);
+      const float u_read = __shfl_sync(kda::kWarp, u_mine, lane / LANES * LANES + mine * kCopies);
+#pragma unroll
+      for (int j = 0; j < PIECES; ++j)
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          const float k = group.token[t].k[(j * LANES + in_row) * N + i];
+#pragma unroll
+          for (int r = 0; r < ROWS; ++r)
+            s[r][j * N + i] = fmaf(k, u[r], s[r][j * N + i]);  // S <- S + k u^T
+        }
+      if (writes)
+        kda::store(a.o, kda::row(a.o, p.span.b, t0 + t, p.hv) + my_x,
+                   fmaf(u_read, group.qk[t], sums[0]));
+    }
+  }
+
+  if (!a.final_state) return;
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r) {
+    const int x = first_row + r * kNextRow;
+#pragma unroll
+    for (int j = 0; j < PIECES; ++j)
+      if (x < a.dim_v)
+        store_16<T>(a.final_state, base + int64_t(x) * K + j * LANES * N, &s[r][j * N]);
+  }
+}
+
+// ---- [K,V]: a row of the buffer is one channel; a thread owns N columns of ROWS channels, and the sums
+// over channels cross warps through shared memory.
+template <typename T, int K_>
+struct KFirst {
+  static constexpr int K = K_;
+  static constexpr int N = Vec<T>::N;
+  static constexpr int LANES = 8;                           // of a row: 128 bytes
+  static constexpr int kBlockCols = LANES * N;
+  static constexpr int ROWS = kStateFloats / N;             // channels of a thread
+  static constexpr int kThreads = LANES * K / ROWS;
+  static constexpr int kWarps = kThreads / 32;
+  static constexpr int kStride = kThreads / LANES;          // from a thread's channel to its next
+  static_assert(kThreads % 32 == 0 && kThreads <= 1024, "whole warps, one block");
+};
+
+template <typename T, class S>
+__global__ void __launch_bounds__(S::kThreads, threads_per_sm(S::K) / S::kThreads)
+    decode_k_first(const __grid_constant__ kda_args a, int slabs) {
+  constexpr int K = S::K, N = S::N, LANES = S::LANES, ROWS = S::ROWS;
+  __shared__ Group<K, S::kBlockCols> group;
+  __shared__ float partial[2][S::kWarps][2][S::kBlockCols];  // [token parity][warp][k or q][column]
+  const Place p = place_of(a, slabs);
+  const int first = p.slab * S::kBlockCols;
+  zero_o(a, p, p.skipped ? p.span.begin : p.span.end, p.span.tail, first, S::kBlockCols);
+  if (p.skipped) return;
+
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int in_block = lane % LANES * N, x0 = first + in_block;  // this thread's N columns
+  const int c0 = threadIdx.x / LANES;                            // channel r is c0 + r * kStride
+  const bool inside = x0 < a.dim_v;                              // V is a multiple of N
+  const int64_t base = (p.slot * a.heads_v + p.hv) * int64_t(K) * a.dim_v + x0;
+  typename Vec<T>::Raw raw[ROWS] = {};
+  if (a.initial_state && inside)
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r)
+      raw[r] = load_16<T>(a.initial_state, base + int64_t(c0 + r * S::kStride) * a.dim_v);
+
+  int tokens = group_size(p, p.span.begin);
+  activate(a, p, p.span.begin, tokens, group);  // while the state is on its way
+  __syncthreads();
+  float s[ROWS][N];
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r) Vec<T>::unpack(raw[r], s[r]);
+
+#pragma unroll 1
+  for (int64_t t0 = p.span.begin; t0 < p.span.end; t0 += kMaxTokens) {
+    if (t0 > p.span.begin) {
+      tokens = group_size(p, t0);
+      __syncthreads();  // the last group has been read
+      activate(a, p, t0, tokens, group);
+      __syncthreads();
+    }
+#pragma unroll 1
+    for (int t = 0; t < tokens; ++t) {
+      float sums[2 * N] = {};
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+        const int c = c0 + r * S::kStride;
+        const float d = group.token[t].d[c], k = group.token[t].k[c], q = group.token[t].q[c];
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          s[r][i] *= d;                               // S <- Diag(exp(g)) S
+          sums[i] = fmaf(s[r][i], k, sums[i]);        // S^T k
+          sums[N + i] = fmaf(s[r][i], q, sums[N + i]);  // S^T q, before the write
+        }
+      }
+      constexpr int kGroups = 32 / LANES;  // rows that a warp holds at once
+      kda::reduce_scatter<2 * N, kGroups, LANES>(sums, lane);
+      const int from = kda::first_of<2 * N, kGroups, LANES>(lane);
+#pragma unroll
+      for (int i = 0; i < 2 * N / kGroups; ++i)
+        partial[t % 2][warp][(from + i) / N][in_block + (from + i) % N] = sums[i];
+      __syncthreads();
+
+      float u[N];
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        float read = 0.0f;
+#pragma unroll
+        for (int w = 0; w < S::kWarps; ++w) read += partial[t % 2][w][0][in_block + i];
+        u[i] = group.beta[t] * (group.v[t][in_block + i] - read);  // u = beta (v - S^T k)
+      }
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+        const float k = group.token[t].k[c0 + r * S::kStride];
+#pragma unroll
+        for (int i = 0; i < N; ++i) s[r][i] = fmaf(k, u[i], s[r][i]);  // S <- S + k u^T
+      }
+      if (threadIdx.x < LANES && inside) {
+        const int64_t o = kda::row(a.o, p.span.b, t0 + t, p.hv) + x0;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          float read = 0.0f;
+#pragma unroll
+          for (int w = 0; w < S::kWarps; ++w) read += partial[t % 2][w][1][in_block + i];
+          kda::store(a.o, o + i, fmaf(u[i], group.qk[t], read));
+        }
+      }
+    }
+  }
+
+  if (!a.final_state || !inside) return;
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r)
+    store_16<T>(a.final_state, base + int64_t(c0 + r * S::kStride) * a.dim_v, s[r]);
+}
+
+template <typename T, int K>
+kda_status run(const kda_args *a) {
+  if (a->state_v_first) {
+    using S = VFirst<T, K>;
+    const int slabs = (a->dim_v + S::kBlockRows - 1) / S::kBlockRows;
+    return kda::launch(decode_v_first<T, S>, a->sequences * a->heads_v * slabs, S::kThreads, 0,
+                       a->stream, "decode", *a, slabs);
+  }
+  using S = KFirst<T, K>;
+  const int slabs = (a->dim_v + S::kBlockCols - 1) / S::kBlockCols;
+  return kda::launch(decode_k_first<T, S>, a->sequences * a->heads_v * slabs, S::kThreads, 0, a->stream,
+                     "decode", *a, slabs);
+}
+
+template <int K>
+kda_status run_dtype(const kda_args *a) {
+  return a->state_dtype == KDA_BF16 ? run<uint16_t, K>(a) : run<float, K>(a);
+}
+
+}  // namespace
+
+extern "C" {
+
+const char *kda_decode_declines(const kda_args *a) {
+  if (const char *why = kda::invalid(a)) return why;
+  if (a->dim_k != 64 && a->dim_k != 128 && a->dim_k != 256) return "decode serves K = 64, 128 and 256";
+  if (!a->cu_seqlens_bits && a->tokens > kMaxTokens) return "decode serves up to 8 tokens a sequence";
+  if (!a->state_v_first && a->dim_v * kda::dtype_bytes(a->state_dtype) % 16)
+    return "decode needs state rows of a multiple of 16 bytes: V % 4 (fp32 state) or V % 8 (bf16)";
+  if ((reinterpret_cast<uintptr_t>(a->initial_state) | reinterpret_cast<uintptr_t>(a->final_state)) % 16)
+    return "decode needs 16-byte aligned states";
+  return nullptr;
+}
+
+int64_t kda_decode_workspace_bytes(const kda_args *) { return 0; }
+
+kda_status kda_decode_forward(const kda_args *a) {
+  if (const char *why = kda::invalid(a)) return kda::fail(KDA_INVALID, why);
+  if (const char *why = kda_decode_declines(a)) return kda::fail(KDA_UNSUPPORTED, why);
+  if (a->dim_k == 64) return run_dtype<64>(a);
+  return a->dim_k == 128 ? run_dtype<128>(a) : run_dtype<256>(a);
+}
+
+const char *kda_decode_error(void) { return kda::error_text; }
+
+}  // extern "C"
