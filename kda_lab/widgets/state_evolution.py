@@ -175,9 +175,10 @@ class StateEvolution(CourseWidget):
         s = self.story
         numbers = (s.k, s.v, s.g, s.g_scalar, s.keys)
         super().__init__(
-            reading="Each square is the memory S: a row is a key channel, a column a value channel, "
-            "and the bars on its right say how much each row holds. Below, a pair that is recalled "
-            "exactly fills its bar to the line at 1; the red bar is what comes back besides.",
+            reading="Each square is the memory S: a row is a key channel, a column a value "
+            "channel, purple above zero and amber below, and the bars on its right say how much "
+            "each row holds. Below, a pair that is recalled exactly fills its bar to the line at "
+            "1; the red bar is what comes back besides.",
             modes=[m for m in MODES if m in modes],
             token=token or s.T,
             beta=beta,
@@ -196,7 +197,7 @@ class StateEvolution(CourseWidget):
 
     def figure(self) -> Figure:
         s, states, now = self.story, self.states(), self.token - 1
-        high = max(np.abs(x).max() for x in states.values())
+        high = max(np.abs(x).max() for x in states.values()) / (1 if s.rows else 3)
         fig, axes = plt.subplots(
             2, len(self.modes), figsize=(2.5 * len(self.modes) + 0.5, 4.6), squeeze=False,
             height_ratios=[3, 2],
@@ -235,11 +236,10 @@ class StateEvolution(CourseWidget):
 
 def _draw_recall(ax, story: Story, S: np.ndarray, now: int) -> None:
     hit, leak = recall(story, S, now)
-    colours = palette.PAIRS["light"]
     y = np.arange(len(story.pairs))
-    ax.barh(y - 0.18, hit, 0.36, color=[colours[p % 4] for p in y])
+    ax.barh(y - 0.18, hit, 0.36, color=palette.PAIRS["light"] if len(y) <= 4 else palette.VALUES)
     ax.barh(y + 0.2, leak, 0.24, color=palette.ERROR)
     ax.axvline(1, color=palette.REFERENCE, lw=1)
     ax.set_yticks(y, story.pairs, fontsize=8)
-    ax.set(ylim=(len(y) - 0.5, -0.5), xlim=(min(0, hit.min() * 1.1), max(1.5, hit.max(), leak.max())))
+    ax.set(ylim=(len(y) - 0.5, -0.5), xlim=(min(0, hit.min()), max(1.5, hit.max(), leak.max())))
     ax.set_xlabel("recalled (1 is exact); red: besides", fontsize=8)

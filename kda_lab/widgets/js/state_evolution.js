@@ -59,7 +59,7 @@ function recall({ K, V, P, v, keys, wanted }, S, now) {
   return { hit, leak };
 }
 
-const SIDE = 164, LEFT = 34, TOP = 18, ENERGY = 30, ROW = 15;
+const SIDE = 134, LEFT = 32, TOP = 18, ENERGY = 24, ROW = 15;
 
 function drawPanel(pen, story, states, now, high, most, dead, colours) {
   const { K, V, P, pairs, wanted } = story;
@@ -78,7 +78,7 @@ function drawPanel(pen, story, states, now, high, most, dead, colours) {
     write(pen, "← key channel", 0, 0, { color: colours.keys, align: "right", size: 10.5 });
     pen.restore();
   }
-  const x0 = LEFT + SIDE + 6;
+  const x0 = LEFT + SIDE + 4;
   pen.fillStyle = colours.state;
   const step = SIDE / K, thick = Math.max(1, step * 0.6);
   for (let c = 0; c < K; c++) {
@@ -91,21 +91,21 @@ function drawPanel(pen, story, states, now, high, most, dead, colours) {
     write(pen, "✕", x0 + ENERGY - 4, y, { color: colours.gate, size: 13, weight: "bold" });
     line(pen, colours.gate, 2, [LEFT - 3, y - Math.max(step, 4) / 2], [LEFT - 3, y + Math.max(step, 4) / 2]);
   }
-  const y0 = TOP + SIDE + 14, unit = 96;
+  const y0 = TOP + SIDE + 14, unit = 78;
   const { hit, leak } = recall(story, S, now);
   line(pen, colours.muted, 1, [LEFT, y0 - 4], [LEFT, y0 + P * ROW]);
   for (let p = 0; p < P; p++) {
     const y = y0 + p * ROW, source = wanted[now * P + p];
-    const own = colours.pairs[p % 4];
+    const own = P > 4 ? colours.values : colours.pairs[p];
     write(pen, pairs[p], LEFT - 6, y + 6, { color: source >= 0 ? colours.ink : colours.muted, align: "right" });
     if (source === -1) continue;
-    const clip = (x) => Math.max(-LEFT / 3, Math.min(1.6 * unit, x * unit));
+    const clip = (x) => Math.max(-LEFT / 3, Math.min(1.5 * unit, x * unit));
     pen.fillStyle = own;
     pen.fillRect(LEFT, y, clip(hit[p]), 7);
     pen.fillStyle = colours.error;
     pen.fillRect(LEFT, y + 8, clip(leak[p]), 4);
     const says = source === -2 ? "has left" : short(hit[p]);
-    write(pen, says, LEFT + 1.62 * unit, y + 6, { color: colours.muted, size: 10.5 });
+    write(pen, says, LEFT + 1.56 * unit, y + 6, { color: colours.muted, size: 10.5 });
   }
   line(pen, colours.reference, 1.5, [LEFT + unit, y0 - 4], [LEFT + unit, y0 + P * ROW]);
   write(pen, "0", LEFT, y0 + P * ROW + 8, { color: colours.muted, align: "center", size: 10 });
@@ -118,9 +118,12 @@ function render({ model, el }) {
   const modes = model.get("modes");
   const gated = modes.some((m) => m === "gated" || m === "kda");
   const steered = modes.some((m) => m !== "linear");
-  let states = {}, high = 1, most = 1, timer = null, waiting = false;
+  let states = {}, high = 1, most = 1, timer = null, waiting = false, computed = "";
 
   const compute = () => {
+    const wanted = [model.get("beta"), model.get("dead")].join();
+    if (computed === wanted) return;
+    computed = wanted;
     high = most = 1e-6;
     for (const mode of modes) {
       const all = (states[mode] = evolve(story, mode, model.get("beta"), model.get("dead")));
@@ -131,8 +134,9 @@ function render({ model, el }) {
         most = Math.max(most, Math.sqrt(sum));
       }
     }
+    if (story.K > 8) high /= 3; // large states have few large entries
   };
-  const width = LEFT + SIDE + 6 + ENERGY + 6, height = TOP + SIDE + 14 + story.P * ROW + 18;
+  const width = LEFT + SIDE + 4 + ENERGY + 4, height = TOP + SIDE + 14 + story.P * ROW + 18;
   const panels = modes.map((mode) => {
     const board = canvas(width, height);
     const [title, rule] = story.titles[mode];
@@ -157,11 +161,9 @@ function render({ model, el }) {
     if (!waiting) requestAnimationFrame(draw);
     waiting = true;
   };
-  const set = (name, value, anew) => {
-    model.set(name, value);
+  const set = (name, value) => {
+    model.set(name, value); // calls `follow`
     model.save_changes();
-    if (anew) compute();
-    soon();
   };
 
   const token = slider({ label: "token", min: 1, max: story.T, value: model.get("token"), text: (x) => `${x} / ${story.T}`,
@@ -179,7 +181,6 @@ function render({ model, el }) {
   const start = () => {
     const next = () => {
       const now = model.get("token") >= story.T ? 1 : model.get("token") + 1;
-      token.set(now);
       set("token", now);
       if (now === story.T) stop();
     };
@@ -190,11 +191,11 @@ function render({ model, el }) {
   const controls = [token.el, play];
   if (steered)
     controls.push(slider({ label: "β", min: 0, max: story.beta_max, step: 0.05, value: model.get("beta"),
-      text: (x) => x.toFixed(2), input: (x) => set("beta", x, true) }).el);
+      text: (x) => x.toFixed(2), input: (x) => set("beta", x) }).el);
   if (gated) {
     const names = Array.from({ length: story.K }, (_, c) => [c, `channel ${story.rows[c] || c}`]);
     controls.push(chooser({ label: "set α to 0 in", options: [[-1, "no channel"], ...names], value: model.get("dead"),
-      input: (x) => set("dead", Number(x), true) }).el);
+      input: (x) => set("dead", Number(x)) }).el);
   }
   const chips = story.T > 12 ? [] : story.texts.map((text) => node("li", {}, text));
   const said = node("p", { class: "kda-said", role: "status" });
