@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from kda_lab.backend import BACKENDS
+from kda_lab.bench import ledger
 from kda_lab.native import toolchain
 from kda_lab.native.toolchain import Unbuildable
 
@@ -124,8 +125,6 @@ def _gpu() -> Finding:
 
 def recorded() -> dict[str, list[str]]:
     """Implementations with current measurements, and the GPUs on which they were recorded."""
-    from kda_lab.bench import ledger
-
     gpus: dict[str, list[str]] = {}
     for row in ledger.show():
         if row["gpu"] and row["gpu"] not in gpus.setdefault(row["rung"], []):
@@ -135,9 +134,14 @@ def recorded() -> dict[str, list[str]]:
 
 def examine() -> dict:
     """The whole report as JSON: findings, and each implementation with why it cannot run here."""
-    gpus = recorded()
+    found = list(findings())
+    try:
+        gpus = recorded()
+    except ledger.LedgerError as error:
+        gpus = {}
+        found.append(Finding("ledger", "problem", str(error), remedy="kda-lab ledger check"))
     return {
-        "findings": [asdict(finding) for finding in findings()],
+        "findings": [asdict(finding) for finding in found],
         "implementations": [
             {
                 "name": backend.name,
