@@ -215,7 +215,7 @@ def forgotten_yield(warp, operation: str) -> Finding:
 def exit_before_store(warp, store) -> Finding:
     return Finding(
         "exit before store",
-        f"{warp.name} ended while {store.text} was under way.",
+        f"{warp.name} ended without waiting for {store.text}.",
         "When a block ends its shared memory goes to the next one; a store that still reads it "
         "stores someone else's data.",
         "yield store_wait() before the end.",
@@ -263,30 +263,34 @@ def _who_should_arrive(b, stuck, barriers) -> str:
     return f"So far {' and '.join(known)} arrived on {b.name}"
 
 
+BOTH_AT_START = 3
+
+
 def _deadlock_hint(b, warp) -> tuple[int, str]:
     """(rank, text): the lowest rank is the most telling."""
     if b.pending == 0:
         return 0, "Promise exactly the bytes that land."
-    if b.pending < b.arrivals:
+    seen = warp.waits[b].open_phase if b in warp.waits else 0
+    if b.phase > seen:
         return 1, (
+            f"{warp.name} asks {b} for parity {b.phase % 2}, but never took phase {seen} (parity "
+            f"{seen % 2}), which is complete: the parity of tile i is i // stages % 2."
+        )
+    if b.pending < b.arrivals:
+        return 2, (
             f"{b} was made for {b.arrivals} arrivals a phase and {b.arrivals - b.pending} came: "
             "count who arrives, and how often a tile."
         )
     if b.phase == 0 and not b.arrivers and not warp.waits:
-        return 2, warp.name
-    if b in warp.waits and b.phase == warp.waits[b].open_phase + 1:
-        return 3, (
-            f"{warp.name} waits for the phase after the next one of {b}: "
-            "flip the parity once each time round the ring."
-        )
+        return BOTH_AT_START, warp.name
     return 4, f"Someone must arrive on {b} each time round, after the last use of the stage."
 
 
 def _best(hints: list[tuple[int, str]]) -> str:
     rank, text = min(hints)
-    if rank != 2:
+    if rank != BOTH_AT_START:
         return text
-    names = [name for r, name in hints if r == 2]
+    names = [name for r, name in hints if r == BOTH_AT_START]
     return (
         f"{' and '.join(names)} began by waiting for a phase that someone else must complete. "
         "Who finds its stage free at the start (the producer) waits for parity 1: a fresh "

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
+from typing import Any
 
 import numpy as np
 
-IntTuple = int | tuple  # an integer, or a tuple of IntTuples
+IntTuple = Any  # an integer, or a tuple of IntTuples
 
 BANKS = 32  # banks of shared memory
 WORD = 4  # bytes that one bank delivers per wavefront
@@ -192,20 +193,24 @@ def coalesce(layout: Layout) -> Layout:
     return _from_flat(result)
 
 
-def composition(a: "Layout | Swizzled | Swizzle", b: Layout | tuple) -> "Layout | Swizzled":
+def composition(a: "Layout | Swizzled | Swizzle", b: "Layout | tuple") -> "Layout | Swizzled":
     """R with R(c) = A(B(c)), in B's shape.
 
     A tuple of layouts composes mode by mode. ValueError where an extent of A is cut at a point that
     does not divide it.
     """
     if isinstance(a, Swizzle):
-        return Swizzled(a, b)
+        return Swizzled(a, b if isinstance(b, Layout) else concat(*b))
     if isinstance(a, Swizzled):
-        return Swizzled(a.swizzle, composition(a.layout, b))
+        return Swizzled(a.swizzle, _compose(a.layout, b))
+    return _compose(a, b)
+
+
+def _compose(a: Layout, b: Layout | tuple) -> Layout:
     if isinstance(b, tuple):
-        return concat(*map(composition, a.modes()[: len(b)], b), *a.modes()[len(b) :])
+        return concat(*map(_compose, a.modes()[: len(b)], b), *a.modes()[len(b) :])
     if isinstance(b.shape, tuple):
-        return concat(*(composition(a, mode) for mode in b.modes()))
+        return concat(*(_compose(a, mode) for mode in b.modes()))
     return _select(coalesce(a).flat(), b.shape, b.stride)
 
 
@@ -256,7 +261,7 @@ def logical_divide(layout: Layout, tiler: "Layout | int | tuple") -> Layout:
         return concat(*done, *layout.modes()[len(tiler) :])
     if isinstance(tiler, int):
         tiler = Layout(tiler)
-    return composition(layout, concat(tiler, complement(tiler, layout.size)))
+    return _compose(layout, concat(tiler, complement(tiler, layout.size)))
 
 
 def zipped_divide(layout: Layout, tiler: "Layout | int | tuple") -> Layout:
@@ -271,7 +276,7 @@ def zipped_divide(layout: Layout, tiler: "Layout | int | tuple") -> Layout:
 def logical_product(layout: Layout, tiler: Layout) -> Layout:
     """Mode 0 is the layout; mode 1 repeats it in the pattern of the tiler."""
     rest = complement(layout, layout.size * tiler.cosize)
-    return concat(layout, composition(rest, tiler))
+    return concat(layout, _compose(rest, tiler))
 
 
 def blocked_product(block: Layout, tiler: Layout) -> Layout:
@@ -464,10 +469,10 @@ def shared_access(addresses: Sequence[int | None], width: int = 4) -> Access:
     for threads in phases:
         banks: dict[int, dict[int, list[int]]] = {}
         for t in threads:
-            if addresses[t] is None:
-                continue
-            for word in range(addresses[t] // WORD, (addresses[t] + width - 1) // WORD + 1):
-                banks.setdefault(word % BANKS, {}).setdefault(word, []).append(t)
+            start = addresses[t]
+            if start is not None:
+                for word in range(start // WORD, (start + width - 1) // WORD + 1):
+                    banks.setdefault(word % BANKS, {}).setdefault(word, []).append(t)
         words.append(banks)
     ways = tuple(max((len(asked) for asked in banks.values()), default=0) for banks in words)
     return Access(width, phases, tuple(words), ways)

@@ -345,7 +345,8 @@ class _Sync(Operation):
 
     def __init__(self, barrier: NamedBarrier, wait: bool):
         super().__init__()
-        self.barrier, self.waits, self.round = barrier, wait, None
+        self.barrier, self.waits = barrier, wait
+        self.round: int | None = None
         self.what = "wait" if wait else ""
 
     def ready(self, warp):

@@ -31,6 +31,7 @@ import heapq
 import random
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -235,9 +236,8 @@ class Block:
 
         done = self.now + self._latency(to.nbytes)
         for piece in pieces:
-            self._at(
-                self.rng.uniform(self.now + 0.6 * (done - self.now), done), lambda p=piece: land(p)
-            )
+            lands = self.rng.uniform(self.now + 0.6 * (done - self.now), done)
+            self._at(lands, partial(land, piece))
 
     def start_store(self, warp: WarpState, source: Memory, to: Memory) -> None:
         """Issues a bulk store: the source is read some time later, the destination written after
@@ -290,7 +290,8 @@ class Block:
         self._forgotten(warp, op)
         if op is None:
             warp.done = True
-            self._exit(warp)
+            if warp.stores:
+                self.report(explain.exit_before_store(warp, warp.stores[0]), warp)
             return
         if not isinstance(op, Operation):
             raise TypeError(
@@ -325,17 +326,12 @@ class Block:
                 name = " ".join([type(lost).__name__.strip("_"), *map(str, parts)])
                 self.report(explain.forgotten_yield(warp, name), warp)
 
-    def _exit(self, warp: WarpState) -> None:
-        reading = [s for s in warp.stores if not s.done]
-        if reading:
-            self.report(explain.exit_before_store(warp, reading[0]), warp)
-
     def run(self) -> None:
         """Runs all warps to their end, or to the point where none can go on."""
         if not self.warps:
             raise ValueError("program must add at least one warp to the block")
         for warp in self.warps:
-            self._at(self.rng.uniform(0, 40), lambda w=warp: self._resume(w, None))
+            self._at(self.rng.uniform(0, 40), partial(self._resume, warp, None))
         for _ in range(self.max_steps):
             if not self._queue:
                 break
@@ -352,7 +348,7 @@ class Block:
             self._deadlock(stuck)
 
     def _deadlock(self, stuck: list[WarpState]) -> None:
-        for b in {w.blocked_on.mbarrier: 0 for w in stuck}:
+        for b in {w.blocked_on.mbarrier: 0 for w in stuck if w.blocked_on}:
             if b is not None and b.pending == 0 and b.tx > 0:
                 self.report(explain.too_few_bytes(b))
         self.report(explain.deadlock(stuck, self.warps, self.barriers), stuck[0])
@@ -402,6 +398,8 @@ def simulate(
     program(block)
     block.run()
     for name, want in (expect or {}).items():
+        if name not in block.buffers:
+            raise ValueError(f"expect names {name!r}, but the program has {[*block.buffers]}")
         block.report(explain.wrong_answer(name, block.buffers[name].data, np.asarray(want)))
     roles = [w.name for w in block.warps]
     for span in block.spans:
@@ -444,7 +442,8 @@ def sweep(
     expect: dict[str, np.ndarray] | None = None,
 ) -> Sweep:
     """Runs a program under many schedules and counts what goes wrong."""
-    count, clean, kinds, first = 0, 0, {}, None
+    count, clean, first = 0, 0, None
+    kinds: dict[str, list[int]] = {}
     for seed in seeds:
         run = simulate(program, seed, expect)
         count += 1
