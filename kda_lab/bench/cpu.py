@@ -16,7 +16,7 @@ from kda_lab.bench.gold import gold, relative_l2
 from kda_lab.bench.machine import fingerprint, now
 from kda_lab.bench.textbook import textbook_kda
 from kda_lab.bench.timing import cpu_matmul_rate, cpu_times
-from kda_lab.bench.workloads import D, LOWER_BOUND, Workload, make_inputs
+from kda_lab.bench.workloads import LOWER_BOUND, D, Workload, make_inputs
 
 WORKLOAD = Workload((4096,), 8)
 ORDER = ("textbook", "recurrent", "chunked", "cpu")
@@ -73,12 +73,12 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     entry = measure(args.repeats)
     folder = args.out or ledger.directory()
-    if args.out is None:  # one file a machine: the newest measurement replaces the one before
-        for path in folder.glob("cpu-*.json"):
-            path.unlink()
     path = ledger.write(entry, folder / ledger.file_name(entry))
+    if args.out is None:  # the newest measurement replaces the ones before
+        for old in set(folder.glob("cpu-*.json")) - {path}:
+            old.unlink()
     from kda_lab.bench import tables
 
-    print(tables.cpu([row | {"gpu": ""} for row in entry["rows"]], entry))
+    print(tables.cpu([row | {"gpu": ""} for row in entry["rows"]]))
     print(f"bench: wrote {path.name}")
     return 0

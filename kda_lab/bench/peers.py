@@ -10,11 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kda_lab.bench.workloads import LOWER_BOUND, D, Workload
+from kda_lab.bench.workloads import LOWER_BOUND, D, Inputs, Workload
 
 os.environ.setdefault("FLA_FLASH_KDA", "0")  # fla's own kernels, not another backend behind its name
 
-Inputs = dict[str, Tensor]
 Work = Callable[[], object]
 
 

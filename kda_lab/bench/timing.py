@@ -49,11 +49,13 @@ class GpuTimer:
         torch.cuda.synchronize()
         return [start.elapsed_time(stop) for start, stop in pairs]
 
-    def repeats(self, work: Work, milliseconds: float, least: int = 5, most: int = 200) -> int:
-        """How many runs take about `milliseconds`, after a first one that warms up."""
+    def repeats(self, work: Work, milliseconds: float, least: int = 3, most: int = 200) -> int:
+        """How many runs take about `milliseconds`; warms up on the way."""
         work()
         torch.cuda.synchronize()
-        once = statistics.median(self.run(work, 3))
+        once = self.run(work, 1)[0]
+        if once < 100:
+            once = statistics.median(self.run(work, 3))
         return int(min(max(milliseconds / max(once, 1e-3), least), most))
 
 
@@ -83,30 +85,34 @@ def interleaved(timer: GpuTimer, works: dict[str, Work], milliseconds: float, ro
 
     About `milliseconds` of runs each, in `rounds` rounds, so that a drifting clock hurts all alike.
     """
-    share = {name: max(2, timer.repeats(work, milliseconds) // rounds) for name, work in works.items()}
+    number = {name: timer.repeats(work, milliseconds) for name, work in works.items()}
     times = {name: Times() for name in works}
     for turn in range(rounds):
-        names = list(works) if turn % 2 == 0 else list(reversed(works))
-        for name in names:
-            times[name].ms += timer.run(works[name], share[name])
+        for name in list(works) if turn % 2 == 0 else list(reversed(works)):
+            share = (number[name] + rounds - 1 - turn) // rounds
+            times[name].ms += timer.run(works[name], share)
     return times
 
 
 def gpu_ceilings() -> dict[str, float]:
     """Measured copy bandwidth (bytes read plus written a second) and bf16 matrix rate (FLOP a second)."""
     timer = GpuTimer()
-    source = torch.empty(2 << 30, dtype=torch.uint8, device="cuda").random_(0, 255)
-    target = torch.empty_like(source)
-    copy = statistics.median(timer.run(lambda: target.copy_(source), 20))
-    del source, target
-    a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
-    out = torch.empty_like(a)
-    for _ in range(WARM_UP):
-        torch.matmul(a, b, out=out)
-    product = statistics.median(timer.run(lambda: torch.matmul(a, b, out=out), 20))
+
+    def copy_ms(size: int) -> float:
+        source = torch.empty(size, dtype=torch.uint8, device="cuda").random_(0, 255)
+        target = torch.empty_like(source)
+        return statistics.median(timer.run(lambda: target.copy_(source), 20))
+
+    def product_ms(n: int) -> float:
+        a, b = (torch.randn(n, n, device="cuda").bfloat16() for _ in range(2))
+        out = torch.empty_like(a)
+        timer.run(lambda: torch.matmul(a, b, out=out), WARM_UP)
+        return statistics.median(timer.run(lambda: torch.matmul(a, b, out=out), 20))
+
+    size, n = 2 << 30, 8192
     return {
-        "copy_bytes_per_s": 2 * (2 << 30) / copy * 1e3,
-        "matmul_flops_per_s": 2 * 8192**3 / product * 1e3,
+        "copy_bytes_per_s": 2 * size / copy_ms(size) * 1e3,
+        "matmul_flops_per_s": 2 * n**3 / product_ms(n) * 1e3,
     }
 
 

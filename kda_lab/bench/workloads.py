@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Inputs = dict[str, Tensor]
+
 D = 128  # K = V everywhere that is timed
 LOWER_BOUND = -5.0
 MIXED = (1300, 547, 2048, 963, 271, 3063)
@@ -70,7 +72,7 @@ ORDER = list(ALL)
 
 def make_inputs(
     w: Workload, gate: str, seed: int = 0, device: str = "cuda", dtype: torch.dtype = torch.bfloat16
-) -> dict[str, Tensor]:
+) -> Inputs:
     """q k v g `[1,T,H,128]`, beta `[1,T,H]`, A_log, dt_bias, h0 `[N,H,V,K]`, cu `[N+1]` int64.
 
     q and k have unit length; g holds raw logits N(GATES[gate], 1) and beta raw logits N(0, 1).
@@ -95,7 +97,7 @@ def make_inputs(
     )
 
 
-def call_arguments(w: Workload, x: dict[str, Tensor]) -> dict:
+def call_arguments(w: Workload, x: Inputs) -> dict:
     """Keyword arguments of `kda_lab.chunk_kda` for one timed call: everything fused, V-first fp32 states."""
     arguments = {name: x[name] for name in ("q", "k", "v", "g", "beta", "A_log", "dt_bias")}
     if w.N > 1 and w.direction == "forward":
