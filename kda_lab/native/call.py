@@ -99,43 +99,56 @@ def _gate_refusal(rung: Rung, gate: str) -> str:
 
 
 class _Arguments:
-    """kda_args of a call, and the tensors that its pointers point into."""
+    """kda_args of a call, and the tensors that its pointers point into.
+
+    Until the outputs are allocated, o and the final state stand at v's and q's address: `declines`
+    looks at pointers only for NULL and alignment.
+    """
 
     def __init__(self, call: Call):
-        self.args = a = binding().Args()
-        q, v = call.q, call.v
-        a.batch, a.tokens, a.heads_qk, a.dim_k = q.shape
-        a.heads_v, a.dim_v = v.shape[2:]
-        a.sequences = call.N
         self.keep: list[Tensor] = []
-        a.q, a.k, a.v = self.tensor(q), self.tensor(call.k), self.tensor(v)
-        a.g, a.beta = self.tensor(call.g), self.tensor(call.beta, per_head=True)
-        a.scale = call.scale
-        a.gate = GATE_KINDS[gate_kind(call)]
-        if call.use_gate_in_kernel:
-            a.lower_bound = call.lower_bound or 0.0
-            a.A_log, a.dt_bias = self.address(call.A_log), self.address(call.dt_bias)
-        if call.use_beta_sigmoid_in_kernel:
-            a.beta_kind = 2 if call.allow_neg_eigval else 1
-        a.l2norm = call.use_qk_l2norm_in_kernel
-        if call.cu_seqlens is not None:
-            a.cu_seqlens_bits = 8 * call.cu_seqlens.element_size()
-            a.cu_seqlens = self.address(call.cu_seqlens)
-        if call.initial_state is not None:
-            a.initial_state = self.address(call.initial_state)
-        a.state_dtype = DTYPES.get(call.state_dtype, 0)
-        a.state_v_first = call.state_v_first
-        if q.is_cuda:
-            a.stream = torch.cuda.current_stream(q.device).cuda_stream
-        else:
-            a.threads = torch.get_num_threads()
+        q, v = call.q, call.v
+        cu_seqlens, state = call.cu_seqlens, call.initial_state
+        raw_gate = call.use_gate_in_kernel
+        o = self.tensor(v)
+        self.args = binding().Args(
+            (
+                *q.shape,
+                *v.shape[2:],
+                call.N,
+                *self.tensor(q),
+                *self.tensor(call.k),
+                *o,
+                *self.tensor(call.g),
+                *self.tensor(call.beta),
+                GATE_KINDS[gate_kind(call)],
+                self.address(call.A_log) if raw_gate else 0,
+                self.address(call.dt_bias) if raw_gate else 0,
+                call.lower_bound or 0.0,
+                (1 + call.allow_neg_eigval) if call.use_beta_sigmoid_in_kernel else 0,
+                call.use_qk_l2norm_in_kernel,
+                call.scale,
+                0 if cu_seqlens is None else 8 * cu_seqlens.element_size(),
+                self.address(cu_seqlens),
+                self.address(state),
+                DTYPES.get(call.state_dtype, 0),
+                call.state_v_first,
+                torch.cuda.current_stream(q.device).cuda_stream if q.is_cuda else 0,
+                0 if q.is_cuda else torch.get_num_threads(),
+            )
+        )
+        self.args.o = o
+        if call.output_final_state:
+            self.args.final_state = q.data_ptr()
 
-    def tensor(self, x: Tensor, per_head: bool = False) -> tuple[int, int, int, int, int]:
-        if not per_head and x.stride(3) != 1 and x.shape[3] != 1:
+    def tensor(self, x: Tensor) -> tuple[int, int, int, int, int]:
+        """Address, strides of batch, token and head, dtype; a copy where channels are not adjacent."""
+        strides = x.stride()
+        if strides[-1] != 1 and len(strides) == 4 and x.shape[3] != 1:
             x = x.contiguous()
             self.keep.append(x)
-        strides = x.stride()
-        return x.data_ptr(), strides[0], strides[1], strides[2], DTYPES[x.dtype]
+            strides = x.stride()
+        return x.data_ptr(), *strides[:3], DTYPES[x.dtype]
 
     def address(self, x: Tensor | None) -> int:
         if x is None:
@@ -159,6 +172,12 @@ def _forward(rung: Rung, arguments: _Arguments, device: torch.device) -> None:
             library.forward(args)
     else:
         library.forward(args)
+
+
+def workspace_bytes(rung: Rung | str, call: Call) -> int:
+    """Scratch bytes that a rung asks for to serve `call`."""
+    name = rung if isinstance(rung, str) else rung.name
+    return load(name).workspace_bytes(_Arguments(call).args)
 
 
 def run(rung: Rung, call: Call) -> tuple[Tensor, Tensor | None]:

@@ -6,9 +6,10 @@
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
 
-#include <memory>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
 
 #include "kda_lab.h"
 
@@ -65,10 +66,54 @@ struct Library {
   }
 };
 
-kda_tensor tensor(const py::tuple &t) {
-  if (t.size() != 5) throw py::value_error("a tensor is (address, batch, token and head stride, dtype)");
-  return {reinterpret_cast<void *>(t[0].cast<uintptr_t>()), t[1].cast<int64_t>(), t[2].cast<int64_t>(),
-          t[3].cast<int64_t>(), t[4].cast<int32_t>(), 0};
+/* Takes the values of a Python tuple one after another. */
+class Reader {
+  py::tuple values;
+  size_t at = 0;
+
+ public:
+  explicit Reader(py::tuple t) : values(std::move(t)) {}
+
+  template <class T>
+  void operator()(T &field) {
+    if (at == values.size()) throw py::value_error("too few values for kda_args");
+    PyObject *value = PyTuple_GET_ITEM(values.ptr(), at++);
+    if constexpr (std::is_floating_point_v<T>)
+      field = static_cast<T>(PyFloat_AsDouble(value));
+    else if constexpr (std::is_pointer_v<T>)
+      field = reinterpret_cast<T>(static_cast<uintptr_t>(PyLong_AsLongLong(value)));
+    else
+      field = static_cast<T>(PyLong_AsLongLong(value));
+    if (PyErr_Occurred()) throw py::error_already_set();
+  }
+  void operator()(kda_tensor &t) {
+    (*this)(t.data);
+    (*this)(t.stride_batch);
+    (*this)(t.stride_token);
+    (*this)(t.stride_head);
+    (*this)(t.dtype);
+  }
+  void end() const {
+    if (at != values.size()) throw py::value_error("too many values for kda_args");
+  }
+};
+
+/* What a call brings, in the order of `_Arguments` in call.py; outputs and workspace are set afterwards. */
+kda_args arguments(py::tuple values) {
+  kda_args a{};
+  a.abi_version = KDA_ABI_VERSION;
+  a.struct_bytes = sizeof a;
+  Reader read(std::move(values));
+  read(a.batch), read(a.tokens), read(a.heads_qk), read(a.dim_k);
+  read(a.heads_v), read(a.dim_v), read(a.sequences);
+  read(a.q), read(a.k), read(a.v), read(a.g), read(a.beta);
+  read(a.gate), read(a.A_log), read(a.dt_bias), read(a.lower_bound);
+  read(a.beta_kind), read(a.l2norm), read(a.scale);
+  read(a.cu_seqlens_bits), read(a.cu_seqlens);
+  read(a.initial_state), read(a.state_dtype), read(a.state_v_first);
+  read(a.stream), read(a.threads);
+  read.end();
+  return a;
 }
 
 template <class C, class P>
@@ -84,53 +129,22 @@ PYBIND11_MODULE(_binding, m) {
   m.attr("ABI_VERSION") = KDA_ABI_VERSION;
 
   py::class_<kda_args> args(m, "Args");
-  args.def(py::init([] {
-    auto a = std::make_unique<kda_args>(kda_args{});
-    a->abi_version = KDA_ABI_VERSION;
-    a->struct_bytes = sizeof(kda_args);
-    return a;
-  }));
+  args.def(py::init(&arguments));
+  args.def_property("o", nullptr, [](kda_args &a, py::tuple t) {
+    Reader read(std::move(t));
+    read(a.o), read.end();
+  });
+  pointer(args, "initial_state", &kda_args::initial_state);
+  pointer(args, "final_state", &kda_args::final_state);
+  pointer(args, "state_indices", &kda_args::state_indices);
+  pointer(args, "workspace", &kda_args::workspace);
 #define FIELD(name) args.def_readwrite(#name, &kda_args::name)
   FIELD(abi_version);
   FIELD(struct_bytes);
-  FIELD(batch);
-  FIELD(tokens);
-  FIELD(sequences);
-  FIELD(heads_qk);
-  FIELD(heads_v);
-  FIELD(dim_k);
-  FIELD(dim_v);
-  FIELD(scale);
-  FIELD(lower_bound);
-  FIELD(gate);
-  FIELD(beta_kind);
-  FIELD(l2norm);
-  FIELD(cu_seqlens_bits);
   FIELD(state_dtype);
-  FIELD(state_v_first);
   FIELD(state_slots);
   FIELD(workspace_bytes);
-  FIELD(threads);
 #undef FIELD
-#define TENSOR(name) \
-  args.def_property(#name, nullptr, [](kda_args &a, const py::tuple &t) { a.name = tensor(t); })
-  TENSOR(q);
-  TENSOR(k);
-  TENSOR(v);
-  TENSOR(o);
-  TENSOR(g);
-  TENSOR(beta);
-#undef TENSOR
-#define POINTER(name) pointer(args, #name, &kda_args::name)
-  POINTER(A_log);
-  POINTER(dt_bias);
-  POINTER(cu_seqlens);
-  POINTER(initial_state);
-  POINTER(final_state);
-  POINTER(state_indices);
-  POINTER(workspace);
-  POINTER(stream);
-#undef POINTER
 
   py::class_<Library>(m, "Library")
       .def_readonly("rung", &Library::rung)

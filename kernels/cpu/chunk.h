@@ -113,6 +113,15 @@ KDA_INLINE void write_row(const kda_tensor &x, int64_t b, int64_t t, int64_t h, 
   }
 }
 
+/* Asks for a row of the next chunk while this one computes: rows lie pages apart, out of the processor's own foresight. */
+KDA_INLINE void foresee(const kda_tensor &x, int64_t b, int64_t t, int64_t end, int64_t h, int n) {
+  const int bytes = x.dtype == KDA_F32 ? 4 : 2;
+  for (; t < end; ++t) {
+    const int64_t at = b * x.stride_batch + t * x.stride_token + h * x.stride_head;
+    for (int c = 0; c < n * bytes; c += 64) __builtin_prefetch(static_cast<const char *>(x.data) + at * bytes + c, 0, 2);
+  }
+}
+
 KDA_INLINE float dot(const float *x, const float *y, int n) {
   vf s{};
   for (int c = 0; c < n; c += W) s += load(x + c) * load(y + c);
@@ -313,9 +322,9 @@ struct Advance {
   KDA_INLINE_MEMBER void go(int c) const { advance<R>(s, S, c, n); }
 };
 
-/* Tokens t .. t+n of batch b, value head hv, state panels [first, last). */
-static void chunk(const kda_args &args, const Scratch &s, int64_t b, int64_t t, int n, int64_t hv, int first,
-                  int last) {
+/* Tokens t .. t+n of batch b, value head hv, state panels [first, last); `more` tokens follow. */
+static void chunk(const kda_args &args, const Scratch &s, int64_t b, int64_t t, int n, int more, int64_t hv,
+                  int first, int last) {
   const int K = args.dim_k, Kp = s.Kp;
   const int64_t h = hv / (args.heads_v / args.heads_qk);
   const int column = first * PW, columns = std::min<int>(last * PW, args.dim_v) - column;
@@ -348,8 +357,15 @@ static void chunk(const kda_args &args, const Scratch &s, int64_t b, int64_t t, 
   inside(s, n);
   for (int panel = first; panel < last; ++panel) {
     float *S = s.S + static_cast<int64_t>(panel) * PW * Kp;
+    const int share = last - first;
+    const int64_t soon = t + n + more * (panel - first) / share, later = t + n + more * (panel - first + 1) / share;
+    foresee(args.k, b, soon, later, h, K);
+    foresee(args.q, b, soon, later, h, K);
     in_tiles(0, n, Corrections{s, S, panel, K});
+    foresee(args.g, b, soon, later, hv, K);
+    foresee(v, b, soon, later, hv, columns);
     in_tiles(0, n, Outputs{s, S, panel, K});
+    foresee(o, b, soon, later, hv, columns);
     in_tiles(0, K, Advance{s, S, n});
   }
   for (int i = 0; i < n; ++i) write_row(o, b, t + i, hv, s.o + i * s.Vp + column, columns);
@@ -389,7 +405,8 @@ static void task(const kda_args &args, const Scratch &s, const Task &work) {
   read_state(args, s, work.sequence, work.head, work.first, work.last);
   for (int64_t t = work.begin; t < work.end; t += CHUNK) {
     const int n = static_cast<int>(std::min<int64_t>(CHUNK, work.end - t));
-    chunk(args, s, work.batch, t, n, work.head, work.first, work.last);
+    const int more = static_cast<int>(std::min<int64_t>(CHUNK, work.end - t - n));
+    chunk(args, s, work.batch, t, n, more, work.head, work.first, work.last);
   }
   write_state(args, s, work.sequence, work.head, work.first, work.last);
 }
