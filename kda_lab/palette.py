@@ -86,9 +86,16 @@ def diverging(mode: str = "light") -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list(f"kda_{mode}", DIVERGING[mode])
 
 
-def diverging_table(mode: str = "light") -> list[int]:
+def errors(mode: str = "light") -> LinearSegmentedColormap:
+    """Colormap of sizes of errors: none is the paper, the largest the colour of errors."""
+    _check_mode(mode)
+    ends = [SURFACE[mode]["paper"], PALETTE[mode]["error"]]
+    return LinearSegmentedColormap.from_list(f"kda_errors_{mode}", ends)
+
+
+def table(colormap: LinearSegmentedColormap) -> list[int]:
     """The colormap as 256 x 3 bytes in one flat list, for a canvas."""
-    rgb = diverging(mode)(np.linspace(0, 1, 256))[:, :3]
+    rgb = colormap(np.linspace(0, 1, 256))[:, :3]
     return [int(x) for x in np.rint(rgb * 255).ravel()]
 
 

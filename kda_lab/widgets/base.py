@@ -28,7 +28,8 @@ def colours() -> dict[str, dict[str, Any]]:
             **palette.PALETTE[mode],
             **palette.SURFACE[mode],
             "pairs": list(palette.PAIRS[mode]),
-            "table": palette.diverging_table(mode),
+            "table": palette.table(palette.diverging(mode)),
+            "errors": palette.table(palette.errors(mode)),
         }
         for mode in palette.PALETTE
     }

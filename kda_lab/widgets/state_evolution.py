@@ -223,15 +223,15 @@ class StateEvolution(CourseWidget):
         parts = []
         for mode, S in self.states().items():
             hit, leak = recall(s, S[now], now)
-            each = ", ".join(
-                f"{name} {h:.2f}{f' with {e:.2f} besides' if e > 0.005 else ''}"
-                for name, h, e, w in zip(s.pairs, hit, leak, s.wanted[now], strict=True)
-                if w != -1
-            )
-            parts.append(f"{MODES[mode][0]} recalls {each}")
-        return f"The state S as a heat map after token {self.token}, {s.texts[now]}. " + "; ".join(
-            parts
-        )
+            there = [p for p, source in enumerate(s.wanted[now]) if source != -1]
+            each = [f"{s.pairs[p]} {hit[p]:.2f}" for p in there]
+            each = [x + f" with {leak[p]:.2f} besides" * int(leak[p] > 0.005)
+                    for x, p in zip(each, there, strict=True)]  # fmt: skip
+            if len(there) > 4:
+                each = [f"{hit[there].mean():.2f} of a pair on average"]
+            parts.append(f"{MODES[mode][0]} recalls {', '.join(each)}")
+        what = f"The state S as a heat map after token {self.token}, {s.texts[now]}."
+        return f"{what} {'; '.join(parts)}."
 
 
 def _draw_recall(ax, story: Story, S: np.ndarray, now: int) -> None:

@@ -31,7 +31,8 @@ READY = """() => {
 }"""
 ALL_RAN = """n => {
   const p = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.innerText);
-  return p.length >= n && p.every(s => /\\[\\d+\\]/.test(s));
+  return (p.length >= n && p.every(s => /\\[\\d+\\]/.test(s)))
+    || document.querySelector("[data-mime-type='application/vnd.jupyter.error']") !== null;
 }"""
 
 
@@ -101,13 +102,20 @@ class Lab:
 
 def write_notebook(path: Path, cells: list[str]) -> None:
     made = [
-        dict(cell_type="code", id=f"c{i}", metadata={}, execution_count=None, outputs=[], source=s)
+        {
+            "cell_type": "code",
+            "id": f"c{i}",
+            "metadata": {},
+            "execution_count": None,
+            "outputs": [],
+            "source": s,
+        }
         for i, s in enumerate(cells)
     ]
-    spec = dict(name="python3", display_name="Python 3 (ipykernel)", language="python")
-    path.write_text(
-        json.dumps(dict(cells=made, nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=spec)))
-    )
+    spec = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    metadata = {"kernelspec": spec}
+    notebook = {"cells": made, "nbformat": 4, "nbformat_minor": 5, "metadata": metadata}
+    path.write_text(json.dumps(notebook))
 
 
 def open_notebook(page, lab: Lab, notebook: str) -> None:
@@ -157,7 +165,7 @@ class Watched:
     """A page, the errors it raised, and the requests it made to other hosts."""
 
     def __init__(self, browser, lab: Lab | None, **options):
-        self.context = browser.new_context(viewport=dict(width=1280, height=1400), **options)
+        self.context = browser.new_context(viewport={"width": 1280, "height": 1400}, **options)
         self.page = self.context.new_page()
         self.errors: list[str] = []
         self.remote: list[str] = []

@@ -100,7 +100,7 @@ def test_diverging_map_is_ordered_and_its_ends_differ(mode, vision):
 
 
 def test_table_is_the_colormap():
-    table = np.array(palette.diverging_table()).reshape(256, 3)
+    table = np.array(palette.table(palette.diverging())).reshape(256, 3)
     assert table.min() >= 0 and table.max() <= 255
     assert (table[0] == np.rint(np.array(to_rgb(palette.DIVERGING["light"][0])) * 255)).all()
 
@@ -116,7 +116,7 @@ def test_every_meaning_has_a_colour_in_both_modes():
 def test_unknown_names_are_errors():
     with pytest.raises(ValueError, match="meaning"):
         palette.colour("sky")
-    by_mode = (palette.diverging, palette.rc, palette.use, palette.style)
+    by_mode = (palette.diverging, palette.errors, palette.rc, palette.use, palette.style)
     for f in (*by_mode, lambda mode: palette.colour("keys", mode)):
         with pytest.raises(ValueError, match="mode"):
             f("sepia")

@@ -115,17 +115,16 @@ function short(x) {
 
 const scratch = document.createElement("canvas");
 
-/** Draws `data` [rows, columns] as a heat map; entries run from -high to high. Beyond is `over`. */
-function heat(pen, x, y, width, height, data, rows, columns, high, colours) {
+/** Draws `data` [rows, columns] as a heat map; entries run from low to high, beyond is cut off. */
+function heat(pen, x, y, width, height, data, rows, columns, high, colours, table = colours.table, low = -high) {
   if (scratch.width !== columns || scratch.height !== rows) {
     scratch.width = columns;
     scratch.height = rows;
   }
   const small = scratch.getContext("2d", { willReadFrequently: true });
   const image = small.createImageData(columns, rows);
-  const table = colours.table;
   for (let i = 0; i < rows * columns; i++) {
-    const at = Math.max(0, Math.min(255, Math.round(127.5 + (127.5 * data[i]) / (high || 1)))) * 3;
+    const at = Math.max(0, Math.min(255, Math.round((255 * (data[i] - low)) / (high - low || 1)))) * 3;
     image.data[4 * i] = table[at];
     image.data[4 * i + 1] = table[at + 1];
     image.data[4 * i + 2] = table[at + 2];
