@@ -105,7 +105,6 @@ def _normal_output(out: NotebookNode, cell: NotebookNode, root: Path) -> Noteboo
     else:
         if WIDGET in out.data and any(m in out.data for m in ("text/html", *PICTURES)):
             del out.data[WIDGET]  # its model died with the kernel; the picture stays
-            out.data["text/plain"] = out.data.get("text/plain", "widget").split("(")[0] + "(...)"
         for mime, value in out.data.items():
             if mime in ("image/png", "image/jpeg"):
                 out.data[mime] = "".join(value.split())
