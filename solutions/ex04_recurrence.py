@@ -72,7 +72,7 @@ def kda_recurrent(
     and stores nothing, because its beta is 0:
 
     >>> one = torch.ones(1, 2, 1, 1)
-    >>> v, g = torch.tensor([4.0, 9.0]), torch.tensor([0.0, 0.5]).log().nan_to_num(neginf=0.0)
+    >>> v, g = torch.tensor([4.0, 9.0]), torch.tensor([1.0, 0.5]).log()
     >>> beta, S0 = torch.tensor([1.0, 0.0]), torch.zeros(1, 1, 1, 1)
     >>> o, S = kda_recurrent(
     ...     one, one, v.view(1, 2, 1, 1), g.view(1, 2, 1, 1), beta.view(1, 2, 1), 1.0, S0

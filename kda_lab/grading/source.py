@@ -167,7 +167,7 @@ def make_stub(stem: str, text: str) -> str:
             if i == len(lines):
                 raise AuthoringError(f"{stem}.py:{first + 1}: no '# end solution' below")
             if indent:
-                message = f"{owner}: for the first hint run: kda-lab hint {owner}"
+                message = f"for the first hint run: kda-lab hint {owner}"
                 out.append(f'{indent}raise NotImplementedError("{message}")')
             i += 1
             continue

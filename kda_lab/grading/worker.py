@@ -308,8 +308,6 @@ def lock(job: dict) -> bool:
     keep = [p for p in sys.path if "packages" in os.path.basename(p) or os.path.realpath(p) not in roots]
     sys.path[:] = [*keep, job["folder"]]
     sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True  # torch.empty gives NaN
     blunt()
     guard(hidden, [os.path.realpath(job["folder"])])
     return apart
@@ -432,7 +430,9 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the notebook's interrupt is not for us
     torch.set_num_threads(1)
-    torch.zeros(2, 2) @ torch.zeros(2, 2)
+    torch._C._set_deterministic_algorithms(True, warn_only=True)  # the public one imports inductor
+    torch.utils.deterministic.fill_uninitialized_memory = True  # torch.empty gives NaN
+    torch.einsum("ij,jk->ik", torch.zeros(2, 2), torch.zeros(2, 2))
     if sys.platform.startswith("linux"):
         libc().prctl(SUBREAPER, 1, 0, 0, 0)
     pid = 0

@@ -1,0 +1,111 @@
+"""Every exercise keeps its promises: solution passes, stub fails rightly, every mutant dies by name."""
+
+import doctest
+import os
+from pathlib import Path
+
+import pytest
+
+from kda_lab.grading import matrix, source, stubs
+from kda_lab.grading.engine import grade_file, verdict
+from kda_lab.grading.runner import Local
+
+ALL = source.exercise_files()
+TESTS = Path(source.PACKAGE) / "grading" / "exercises"
+FILES = {key: file for key, file in ALL.items() if (TESTS / file.filename).exists()}
+IDS = [key for file in FILES.values() for key in file.statements]
+
+
+def tests_of(exercise_id: str):
+    return source.exercises(source.exercise_file(exercise_id))[exercise_id]
+
+
+MUTANTS = [(key, m.name) for key in IDS for m in tests_of(key).mutants]
+
+
+def test_every_file_has_its_tests():
+    assert FILES == ALL
+    assert {p.name for p in TESTS.glob("ex*.py")} == {file.filename for file in ALL.values()}
+
+
+@pytest.mark.parametrize("exercise_id", IDS)
+def test_statement_is_complete(exercise_id):
+    said, exercise = source.statement(exercise_id), tests_of(exercise_id)
+    assert 1 <= said.points <= 5 and 1 <= said.minutes <= 60
+    assert len(said.hints) == 3 and all(len(hint) > 20 for hint in said.hints) and said.why
+    assert ">>>" in said.docstring, "a worked example"
+    assert source.body_lines(said.source) <= said.lines, "the model solution fits its line budget"
+    assert all(case.why and case.hint for case in exercise.cases)
+    names = [case.name for case in exercise.cases]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("exercise_id", IDS)
+def test_at_least_eight_mutants_each_with_its_own_words(exercise_id):
+    mutants = tests_of(exercise_id).mutants
+    assert len(mutants) >= 8
+    assert len({m.says for m in mutants}) == len({m.name for m in mutants}) == len(mutants)
+
+
+@pytest.mark.parametrize("key", FILES)
+def test_worked_examples(key):
+    module = source.model_module(key)
+    found = doctest.DocTestFinder().find(module, module.__name__)
+    runner = doctest.DocTestRunner()
+    for example in found:
+        runner.run(example)
+    assert runner.summarize().failed == 0
+
+
+@pytest.mark.parametrize("key", FILES)
+def test_solution_passes_as_a_submission(key, tmp_path):
+    (tmp_path / FILES[key].filename).write_text(FILES[key].text)
+    verdicts = list(grade_file(FILES[key], tmp_path))
+    assert [(v.id, v.status, v.message) for v in verdicts] == [
+        (key, "passed", "") for key in FILES[key].statements
+    ]
+
+
+@pytest.mark.parametrize("key", FILES)
+def test_stub_is_not_attempted_and_nothing_else(key, tmp_path):
+    stubs.write(tmp_path)
+    verdicts = list(grade_file(FILES[key], tmp_path))
+    assert [v.status for v in verdicts] == ["not_attempted"] * len(FILES[key].statements)
+    assert all(f"kda-lab hint {v.id}" in v.message and v.points == 0 for v in verdicts)
+    module = source.load(FILES[key].stub, f"stub_{key}")
+    for exercise_id, said in FILES[key].statements.items():
+        case = tests_of(exercise_id).cases[0]
+        args = case.make(source_draw(case))
+        with pytest.raises(NotImplementedError, match=f"kda-lab hint {exercise_id}"):
+            getattr(module, said.name)(*args)
+
+
+def source_draw(case):
+    from kda_lab.grading.spec import Draw
+
+    return Draw(1, case.dtype)
+
+
+@pytest.mark.parametrize(("exercise_id", "name"), MUTANTS, ids=[f"{k}: {n}" for k, n in MUTANTS])
+def test_mutant_dies_with_its_own_words(exercise_id, name):
+    exercise = tests_of(exercise_id)
+    mutant = next(m for m in exercise.mutants if m.name == name)
+    function = source.mutant_function(exercise_id, mutant)
+    found = verdict(exercise, source.statement(exercise_id), Local(function))
+    assert found.status in ("failed", "error") and found.points == 0
+    assert found.looks_like == name, found.message
+    assert f"Looks like {mutant.says}." in found.message
+
+
+@pytest.mark.parametrize("exercise_id", IDS)
+def test_kill_matrix_is_full(exercise_id, capsys):
+    text = matrix.matrix(exercise_id)
+    with capsys.disabled():
+        if not os.environ.get("PYTEST_XDIST_WORKER"):
+            print("\n" + text)
+    assert text.endswith(f"caught {len(tests_of(exercise_id).mutants)} of {len(tests_of(exercise_id).mutants)}")
+
+
+def test_committed_stubs_follow_from_committed_solutions():
+    root = Path(source.course_files("solutions")).parent
+    assert stubs.drift(root) == []
