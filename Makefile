@@ -37,7 +37,6 @@ browser-test: .venv/.dev
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # The CUTLASS headers come without the Python packages that its wheel asks for: no kernel needs them.
