@@ -10,8 +10,10 @@ import argparse
 import ast
 import hashlib
 import json
+import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -164,7 +166,10 @@ def _root(path: Path) -> Path:
 
 
 def run_file(path: Path, timeout: int) -> None:
-    """Executes `path` in its own folder and stores the outputs; left as it was if a cell fails."""
+    """Executes `path` in its own folder and stores the outputs; left as it was if a cell fails.
+
+    The reader is a newcomer: KDA_LAB_HOME is an empty folder, nothing is predicted or solved.
+    """
     from nbclient import NotebookClient
 
     nb = nbformat.read(path, as_version=4)
@@ -181,7 +186,7 @@ def run_file(path: Path, timeout: int) -> None:
         if cell_index in begun:
             seconds[cell_index] = time.monotonic() - begun[cell_index]
 
-    NotebookClient(
+    client = NotebookClient(
         nb,
         timeout=timeout,
         kernel_name="python3",
@@ -189,7 +194,9 @@ def run_file(path: Path, timeout: int) -> None:
         resources={"metadata": {"path": str(path.resolve().parent)}},
         on_cell_start=cell_begins,
         on_cell_complete=cell_ends,
-    ).execute()
+    )
+    with tempfile.TemporaryDirectory(prefix="kda-lab-home-") as home:
+        client.execute(env=os.environ | {"KDA_LAB_HOME": home})
     path.write_text(canonical_text(normalise(nb, _root(path))), encoding="utf-8")
     slow, worst = max(seconds.items(), key=lambda item: item[1], default=(0, 0.0))
     end = "\r" if sys.stdout.isatty() else ""

@@ -207,10 +207,12 @@ def test_words_that_a_reader_reads():
     assert form.prose_words(text) == 5
 
 
-def test_run_stores_outputs_and_leaves_a_failing_notebook_alone(tmp_path, capsys):
+def test_run_stores_outputs_and_leaves_a_failing_notebook_alone(tmp_path, capsys, monkeypatch):
     good, bad = lesson(), lesson()
-    good.cells[1:3] = [code("import os, sys"), code("print(os.path.basename(os.getcwd()))")]
+    look = "print(os.path.basename(os.getcwd()), os.listdir(os.environ['KDA_LAB_HOME']))"
+    good.cells[1:3] = [code("import os"), code(look)]
     bad.cells[1:3] = [code("x = 1"), code("x / 0")]
+    monkeypatch.setenv("KDA_LAB_HOME", str(tmp_path))
     path = store(good, tmp_path)
     other = tmp_path / "notebooks" / "06_bad.ipynb"
     other.write_text(form.canonical_text(bad))
@@ -221,7 +223,7 @@ def test_run_stores_outputs_and_leaves_a_failing_notebook_alone(tmp_path, capsys
     assert "06_bad.ipynb: FAILED" in told.err and "ZeroDivisionError" in told.err
     assert other.read_text() == before
     cell = nbformat.read(path, as_version=4).cells[2]
-    assert cell.outputs[0].text == "notebooks\n" and cell.execution_count == 2
+    assert cell.outputs[0].text == "notebooks []\n" and cell.execution_count == 2
 
 
 def test_check_says_where(tmp_path, capsys):
