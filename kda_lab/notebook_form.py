@@ -168,7 +168,7 @@ def _root(path: Path) -> Path:
 def run_file(path: Path, timeout: int) -> None:
     """Executes `path` in its own folder and stores the outputs; left as it was if a cell fails.
 
-    The reader is a newcomer: KDA_LAB_HOME is an empty folder, nothing is predicted or solved.
+    The reader is a newcomer: KDA_LAB_PROGRESS is an empty folder, nothing is predicted or solved.
     """
     from nbclient import NotebookClient
 
@@ -196,7 +196,7 @@ def run_file(path: Path, timeout: int) -> None:
         on_cell_complete=cell_ends,
     )
     with tempfile.TemporaryDirectory(prefix="kda-lab-home-") as home:
-        client.execute(env=os.environ | {"KDA_LAB_HOME": home})
+        client.execute(env=os.environ | {"KDA_LAB_PROGRESS": home})
     path.write_text(canonical_text(normalise(nb, _root(path))), encoding="utf-8")
     slow, worst = max(seconds.items(), key=lambda item: item[1], default=(0, 0.0))
     end = "\r" if sys.stdout.isatty() else ""

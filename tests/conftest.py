@@ -6,7 +6,7 @@ import tempfile
 import pytest
 
 _progress = tempfile.TemporaryDirectory(prefix="kda-lab-progress-")
-os.environ["KDA_LAB_HOME"] = _progress.name  # before any test starts a process of its own
+os.environ["KDA_LAB_PROGRESS"] = _progress.name  # before any test starts a process of its own
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -44,7 +44,7 @@ def pytest_configure(config):
     nbval.plugin.nbformat = SimpleNamespace(read=committed, from_dict=nbformat.from_dict)
     folder = tempfile.mkdtemp(prefix="kda-lab-progress-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["KDA_LAB_HOME"] = folder  # a newcomer's: nothing predicted, nothing solved
+    os.environ["KDA_LAB_PROGRESS"] = folder  # a newcomer's: nothing predicted, nothing solved
 
 
 def pytest_itemcollected(item):

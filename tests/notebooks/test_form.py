@@ -209,10 +209,10 @@ def test_words_that_a_reader_reads():
 
 def test_run_stores_outputs_and_leaves_a_failing_notebook_alone(tmp_path, capsys, monkeypatch):
     good, bad = lesson(), lesson()
-    look = "print(os.path.basename(os.getcwd()), os.listdir(os.environ['KDA_LAB_HOME']))"
+    look = "print(os.path.basename(os.getcwd()), os.listdir(os.environ['KDA_LAB_PROGRESS']))"
     good.cells[1:3] = [code("import os"), code(look)]
     bad.cells[1:3] = [code("x = 1"), code("x / 0")]
-    monkeypatch.setenv("KDA_LAB_HOME", str(tmp_path))
+    monkeypatch.setenv("KDA_LAB_PROGRESS", str(tmp_path))
     path = store(good, tmp_path)
     other = tmp_path / "notebooks" / "06_bad.ipynb"
     other.write_text(form.canonical_text(bad))
