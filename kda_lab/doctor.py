@@ -4,6 +4,7 @@ import argparse
 import json
 import platform
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -159,7 +160,9 @@ def report(found: dict | None = None, where: bool = True) -> str:
     found = found or examine()
     lines = []
     for x in found["findings"]:
-        lines.append(f"{SIGNS[x['state']]}  {x['name']:14s} {x['found']}")
+        first, *more = textwrap.wrap(x["found"], 76)
+        lines.append(f"{SIGNS[x['state']]}  {x['name']:14s} {first}")
+        lines += [f"{'':19s}{line}" for line in more]
         if where and x["where"]:
             lines.append(f"{'':19s}{x['where']}")
         if x["remedy"]:

@@ -182,7 +182,7 @@ def run_file(path: Path, timeout: int) -> None:
         if sys.stdout.isatty():
             print(f"\r{path.name}: cell {cell_index + 1} of {len(nb.cells)} ", end="", flush=True)
 
-    def cell_ends(cell: NotebookNode, cell_index: int) -> None:
+    def cell_ends(cell: NotebookNode, cell_index: int, execute_reply: dict) -> None:
         if cell_index in begun:
             seconds[cell_index] = time.monotonic() - begun[cell_index]
 
@@ -193,7 +193,7 @@ def run_file(path: Path, timeout: int) -> None:
         store_widget_state=False,
         resources={"metadata": {"path": str(path.resolve().parent)}},
         on_cell_start=cell_begins,
-        on_cell_complete=cell_ends,
+        on_cell_executed=cell_ends,
     )
     with tempfile.TemporaryDirectory(prefix="kda-lab-home-") as home:
         client.execute(env=os.environ | {"KDA_LAB_PROGRESS": home})
