@@ -41,7 +41,9 @@ def card(rung: str, gate: str = "strong", fresh: bool = True) -> Card:
         cases = [row for row in ledger.report(rung).values() if row["status"] == "passed"]
         gpus = " and ".join(f"an {gpu}" for gpu in dict.fromkeys(row["gpu"] for row in cases))
         parts.append(
-            f"Correctness on a GPU: {wrong}." if wrong else f"All {len(cases)} correctness cases passed on {gpus}."
+            f"Correctness on a GPU: {wrong}."
+            if wrong
+            else f"All {len(cases)} correctness cases passed on {gpus}."
         )
     if fresh and torch.cuda.is_available() and direction == "forward":
         parts.append(_fresh(rung, gate))
@@ -58,7 +60,15 @@ def _recorded(rung: str, direction: str, gate: str) -> str:
     for workload, row in rows.items():
         ms = tables.milliseconds(row)
         ratios = [f"{row['peers'][p] / ms:.2f}" if p in row["peers"] else "-" for p in peers]
-        body.append([workload, tables.number(ms), f"{ms / row['floor_ms']:.1f}", *ratios, f"{row['error']:.1e}"])
+        body.append(
+            [
+                workload,
+                tables.number(ms),
+                f"{ms / row['floor_ms']:.1f}",
+                *ratios,
+                f"{row['error']:.1e}",
+            ]
+        )
     head = ["tokens-heads", "ms", "x floor", *(f"x {tables.PEERS[p]}" for p in peers), "error"]
     what = "One decode step" if direction == "decode" else f"Forward, {gate} gate"
     where = tables.recorded(list(rows.values()))
@@ -81,4 +91,5 @@ def _fresh(rung: str, gate: str) -> str:
         with torch.no_grad():
             times = sorted(timer.run(work, timer.repeats(work, 50)))
         body.append([name, tables.number(times[len(times) // 2])])
-    return f"Run here, now, on an {torch.cuda.get_device_name()} (eager):\n\n{tables.markdown(['tokens-heads', 'ms'], body)}"
+    table = tables.markdown(["tokens-heads", "ms"], body)
+    return f"Run here, now, on an {torch.cuda.get_device_name()} (eager):\n\n{table}"

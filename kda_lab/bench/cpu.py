@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import kda_lab
 from kda_lab.bench import ledger, sources
@@ -32,10 +31,11 @@ def cpu_call(gate: str = "weak") -> dict:
     )  # fmt: skip
 
 
-def works(a: dict) -> dict[str, Callable[[], tuple[Tensor, Tensor]]]:
+def works(a: dict) -> dict[str, Callable]:
     """Every implementation as a function of nothing, in the order of `ORDER`."""
-    tensors = [a[name] for name in ("q", "k", "v", "g", "beta")]
-    found = {"textbook": lambda: textbook_kda(*tensors, D**-0.5, a["initial_state"])}
+    q, k, v, g, beta = (a[name] for name in ("q", "k", "v", "g", "beta"))
+    found: dict[str, Callable] = {}
+    found["textbook"] = lambda: textbook_kda(q, k, v, g, beta, D**-0.5, a["initial_state"])
     for name in ("recurrent", "chunked"):
         found[name] = lambda name=name: kda_lab.chunk_kda(**a, backend=name)
     if kda_lab.backends()["cpu"] is None:
@@ -57,8 +57,10 @@ def measure(repeats: int = 5, gate: str = "weak", say: Callable[[str], None] = p
             say(f"bench cpu: {name:10s} {times.median:9.1f} ms, error {error:.1e}")
         rate = max(before, cpu_matmul_rate())
     floor_ms = WORKLOAD.flops / rate * 1e3
-    shared = dict(direction="forward", workload=WORKLOAD.name, gate=gate, floor_ms=floor_ms, dtype="float32")
-    hashes = {name: h for name, h in sources.standing_hashes().items() if name == "cpu"}
+    shared = dict(
+        direction="forward", workload=WORKLOAD.name, gate=gate, floor_ms=floor_ms, dtype="float32"
+    )
+    hashes = {name: h for name, h in sources.compiled_hashes().items() if name == "cpu"}
     return dict(
         kind="cpu", **(fingerprint() | dict(gpu="", driver="", clocks={}, cuda="")), date=now(),
         command="kda-lab bench cpu", hashes=hashes, rows=[row | shared for row in rows],

@@ -41,7 +41,9 @@ def gold(**arguments) -> tuple[Tensor, Tensor]:
     }
     backend = "recurrent" if longest(arguments) <= LOOP_TOKENS else "chunked"
     with torch.no_grad():
-        return kda_lab.chunk_kda(**(wide | {"output_final_state": True}), backend=backend)
+        o, state = kda_lab.chunk_kda(**(wide | {"output_final_state": True}), backend=backend)
+    assert state is not None
+    return o, state
 
 
 @dataclass(frozen=True)
@@ -81,4 +83,6 @@ class Heads:
 def sample(arguments: dict, number: int = 2) -> Heads:
     """The first and the last heads of a call, `number` in all."""
     HV = arguments["v"].shape[2]
-    return Heads(arguments, tuple(sorted({i * (HV - 1) // max(number - 1, 1) for i in range(number)})))
+    return Heads(
+        arguments, tuple(sorted({i * (HV - 1) // max(number - 1, 1) for i in range(number)}))
+    )

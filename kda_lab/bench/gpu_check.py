@@ -32,10 +32,13 @@ def say(line: str) -> None:
 class Journal:
     """Rows of finished cases, one JSON object a line; a torn last line is ignored."""
 
-    def __init__(self, path: Path, resume: bool) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        if not resume:
-            path.unlink(missing_ok=True)
+
+    def begin(self, resume: bool) -> None:
+        """Starts afresh, or keeps what passed or was declined: the rest runs again."""
+        done = [r for r in self.rows() if resume and r.get("status") in ("passed", "declined")]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in done))
 
     def append(self, row: dict) -> None:
         with self.path.open("a") as f:
@@ -69,7 +72,9 @@ class Journal:
 # ---------------------------------------------------------------- the worker: one rung, one process
 
 
-def work(rung: str, device: str, launches: int, journal: Journal, digest: str, cases: list[str]) -> int:
+def work(
+    rung: str, device: str, launches: int, journal: Journal, digest: str, cases: list[str]
+) -> int:
     """Runs the cases in this process. Exit status 3: CUDA is broken here, start another process."""
     import torch
 
@@ -87,7 +92,9 @@ def work(rung: str, device: str, launches: int, journal: Journal, digest: str, c
             row |= {"status": "failed", "message": "CUDA reported an error after the case"}
         journal.append(row | stamp)
         worst = ", ".join(f"{k[6:]} {v:.1e}" for k, v in row.items() if k.startswith("worst_"))
-        say(f"{rung:8s} {row['status']:9s} {case:24s} {row['seconds']:6.1f} s  {worst}{row['message'][:150]}")
+        say(
+            f"{rung:8s} {row['status']:9s} {case:24s} {row['seconds']:6.1f} s  {worst}{row['message'][:150]}"
+        )
         if broken:
             return 3
         if device == "cuda":
@@ -110,7 +117,9 @@ def alive() -> bool:
 # ---------------------------------------------------------------- the parent
 
 
-def run_rung(rung: str, args: argparse.Namespace, journal: Journal, digest: str, deadline: float) -> None:
+def run_rung(
+    rung: str, args: argparse.Namespace, journal: Journal, digest: str, deadline: float
+) -> None:
     """Runs what the journal lacks of a rung's suite, sanitizers alongside, until done or out of time."""
     tools = {}
     finished = journal.results(rung, digest)
@@ -129,11 +138,17 @@ def run_rung(rung: str, args: argparse.Namespace, journal: Journal, digest: str,
 
 
 def run_worker(
-    rung: str, args: argparse.Namespace, journal: Journal, digest: str, cases: list[str], deadline: float
+    rung: str,
+    args: argparse.Namespace,
+    journal: Journal,
+    digest: str,
+    cases: list[str],
+    deadline: float,
 ) -> None:
     """One process over `cases`; a case that kills it or hangs is recorded as failed."""
     command = [sys.executable, "-m", "kda_lab.bench.gpu_check", "--worker", rung, "--hash", digest]
     command += ["--device", args.device, "--launches", str(args.launches), "--out", str(args.out)]
+    before = len(list(journal.rows()))
     process = subprocess.Popen([*command, "--cases", *cases])
     why = None
     while process.poll() is None:
@@ -146,8 +161,10 @@ def run_worker(
             process.wait()
             break
     running = journal.started(rung)
-    if running is None and process.returncode not in (0, 3, -9):
-        raise SystemExit(f"gpu-check: the process of {rung} ended with {process.returncode} before its first case")
+    if process.returncode and len(list(journal.rows())) == before:
+        raise SystemExit(
+            f"gpu-check: the process of {rung} ended with {process.returncode} before its first case"
+        )
     if running and (why or time.time() <= deadline):
         why = why or f"the process ended with status {process.returncode}"
         row = {"rung": rung, "hash": digest, "case": running[0], "status": "failed", "message": why}
@@ -212,12 +229,26 @@ def entry_of(rungs: list[str], journal: Journal, hashes: dict[str, str], command
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="kda-lab gpu-check", description=__doc__.split("\n")[0])
-    parser.add_argument("--rung", nargs="+", help="rungs to check (default: those without a current report)")
-    parser.add_argument("--out", type=Path, default=Path(".kda_lab/gpu-check"), help="folder for journal and result")
-    parser.add_argument("--resume", action="store_true", help="keep the results of the journal in --out")
-    parser.add_argument("--minutes", type=float, default=30, help="stop starting work after this long")
-    parser.add_argument("--launches", type=int, default=1000, help="launches compared for determinism")
-    parser.add_argument("--no-sanitizer", action="store_true", help="leave compute-sanitizer out (the report stays incomplete)")
+    parser.add_argument(
+        "--rung", nargs="+", help="rungs to check (default: those without a current report)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(".kda_lab/gpu-check"), help="folder for journal and result"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the results of the journal in --out"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=30, help="stop starting work after this long"
+    )
+    parser.add_argument(
+        "--launches", type=int, default=1000, help="launches compared for determinism"
+    )
+    parser.add_argument(
+        "--no-sanitizer",
+        action="store_true",
+        help="leave compute-sanitizer out (the report stays incomplete)",
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=argparse.SUPPRESS)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--hash", help=argparse.SUPPRESS)
@@ -230,15 +261,18 @@ def main(argv: list[str]) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "gpu-check.jsonl"
     if args.worker:
-        journal = Journal(path, resume=True)
+        journal = Journal(path)
         return work(args.worker, args.device, args.launches, journal, args.hash, args.cases)
 
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():
-        print("gpu-check: no CUDA GPU here (or a CPU build of PyTorch); run it on a machine with one", file=sys.stderr)
+        print(
+            "gpu-check: no CUDA GPU here (or a CPU build of PyTorch); run it on a machine with one",
+            file=sys.stderr,
+        )
         return 1
-    standing = sources.standing_hashes()
+    compiled = sources.compiled_hashes()
     rungs = args.rung or [r for r in sources.gpu_rungs() if ledger.verdict(r)]
     if not rungs:
         say("every rung has a passing report for the sources that stand")
@@ -249,10 +283,11 @@ def main(argv: list[str]) -> int:
             names = ", ".join(sources.gpu_rungs())
             print(f"gpu-check: no rung {unknown[0]!r}; the rungs are {names}", file=sys.stderr)
             return 2
-    journal = Journal(path, args.resume)
+    journal = Journal(path)
+    journal.begin(args.resume)
     command = " ".join(["kda-lab gpu-check", *(["--rung", *args.rung] if args.rung else [])])
     deadline = time.time() + 60 * args.minutes
-    hashes = {r: standing.get(r, "0" * 64) for r in rungs}
+    hashes = {r: compiled.get(r, "0" * 64) for r in rungs}
     result = None
     for number, rung in enumerate(rungs, 1):
         if time.time() > deadline:
@@ -275,7 +310,9 @@ def summary(rungs: list[str], journal: Journal, hashes: dict[str, str], result: 
         rows = journal.results(rung, hashes[rung])
         counts = {s: [c for c, r in rows.items() if r["status"] == s] for s in ledger.STATUSES}
         missing = [c for c in suite_cases(rung) if c not in rows]
-        words = ", ".join(f"{len(cases)} {status.replace('_', ' ')}" for status, cases in counts.items() if cases)
+        words = ", ".join(
+            f"{len(cases)} {status.replace('_', ' ')}" for status, cases in counts.items() if cases
+        )
         say(f"{rung}: {words or 'nothing ran'}" + (f", {len(missing)} left" if missing else ""))
         for status in ("failed", "not_run"):
             for case in counts[status]:

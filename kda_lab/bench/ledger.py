@@ -36,7 +36,7 @@ ROW_FIELDS = {
 KINDS = tuple(ROW_FIELDS)
 STATUSES = ("passed", "failed", "declined", "not_run")
 DIRECTIONS = ("forward", "training", "decode", "micro")
-SHOWN = {  # the fields of `ledger show`, in this order, for every timed row
+SHOWN: dict[str, object] = {  # the fields of `ledger show`, in this order, for every timed row
     "rung": None, "direction": None, "workload": None, "gate": None, "gpu": "", "graph_ms": None,
     "eager_ms": None, "spread": None, "floor_ms": None, "dram_bytes": None, "workspace_bytes": None,
     "peak_bytes": None, "error": None, "peers": {},
@@ -61,7 +61,9 @@ def validate(entry: object, name: str) -> dict:
         raise LedgerError(f"{name}: not a JSON object")
     _fields(entry, FILE_FIELDS, name)
     if entry["kind"] not in KINDS:
-        raise LedgerError(f"{name}: kind is {entry['kind']!r}; it must be one of {', '.join(KINDS)}")
+        raise LedgerError(
+            f"{name}: kind is {entry['kind']!r}; it must be one of {', '.join(KINDS)}"
+        )
     if entry["kind"] != "cpu" and not entry["gpu"]:
         raise LedgerError(f"{name}: gpu is empty; only kind 'cpu' is measured without one")
     for rung, digest in entry["hashes"].items():
@@ -153,7 +155,9 @@ def is_current(entry: dict, row: dict, standing: dict[str, str]) -> bool:
     return rung not in standing  # PyTorch and peers have no kernel sources
 
 
-def current(kinds: tuple[str, ...], entries: list[dict] | None = None) -> Iterator[tuple[dict, dict]]:
+def current(
+    kinds: tuple[str, ...], entries: list[dict] | None = None
+) -> Iterator[tuple[dict, dict]]:
     """(file, row) of every current row of these kinds, oldest first."""
     standing = sources.standing_hashes()
     for entry in files() if entries is None else entries:
@@ -190,8 +194,11 @@ def newest(rows: list[dict]) -> dict[tuple, dict]:
 
 def report(rung: str, entries: list[dict] | None = None) -> dict[str, dict]:
     """The newest current gpu-check result of each case of `rung`, over all its reports."""
-    rows = current(("gpu-check",), entries)
-    return {row["case"]: row | {"gpu": e["gpu"], "date": e["date"]} for e, row in rows if row["rung"] == rung}  # fmt: skip
+    return {
+        row["case"]: row | {"gpu": entry["gpu"], "date": entry["date"]}
+        for entry, row in current(("gpu-check",), entries)
+        if row["rung"] == rung
+    }
 
 
 def verdict(rung: str, entries: list[dict] | None = None) -> str | None:
@@ -238,8 +245,12 @@ def problems() -> list[str]:
     measured = {row["rung"] for _, row in current(("micro",), entries)}
     for name in sources.programs():
         if name not in measured:
-            found.append(f"{name}: no measurement for the sources that stand; run `kda-lab bench micro`")
-    found += [f"{path}: belongs to no rung, microbenchmark or skeleton" for path in sources.orphans()]
+            found.append(
+                f"{name}: no measurement for the sources that stand; run `kda-lab bench micro`"
+            )
+    found += [
+        f"{path}: belongs to no rung, microbenchmark or skeleton" for path in sources.orphans()
+    ]
     return found
 
 

@@ -61,9 +61,7 @@ def cpu_name() -> str:
 def fingerprint(clocks: Clocks | None = None) -> dict:
     """gpu, driver, cuda, torch, clocks; on a machine without a GPU gpu and driver are "" and cpu is named."""
     if not torch.cuda.is_available():
-        return dict(
-            gpu="", driver="", cuda="", torch=torch.__version__, clocks={}, cpu=cpu_name()
-        )
+        return dict(gpu="", driver="", cuda="", torch=torch.__version__, clocks={}, cpu=cpu_name())
     driver = _nvidia_smi("driver_version")
     return dict(
         gpu=torch.cuda.get_device_name(),

@@ -26,6 +26,7 @@ from kda_lab.native.rungs import RUNGS
 from kda_lab.ops import choose
 
 GOLD_HEADS = 2
+WRONG = 0.05  # a relative L2 to fp64 beyond this is not rounding
 
 
 def say(line: str) -> None:
@@ -50,6 +51,8 @@ def rung_work(name: str, w: wl.Workload, x: wl.Inputs) -> tuple[Work, str]:
 def candidates(w: wl.Workload, wanted: list[str] | None) -> list[str]:
     """The rungs to time on a workload: those named, else every compiled one of its direction, and auto."""
     ours = [n for n, r in RUNGS.items() if r.cuda and (r.direction == w.direction or n == "v1")]
+    if w is wl.LONGEST:
+        ours.remove("v0")  # seconds a call, and nothing to learn from it
     return [n for n in [*ours, "auto"] if wanted is None or n in wanted]
 
 
@@ -62,7 +65,9 @@ def try_capture(work: Work) -> tuple[Work | None, str]:
         return None, str(error).split("\n")[0][:120]
 
 
-def peer_works(w: wl.Workload, x: wl.Inputs, wanted: list[str]) -> tuple[dict[str, Work], dict[str, str]]:
+def peer_works(
+    w: wl.Workload, x: wl.Inputs, wanted: list[str]
+) -> tuple[dict[str, Work], dict[str, str]]:
     """Peers that can run here, warmed up (this is where fla tunes itself), and why the others cannot."""
     ready, why = {}, {}
     for name in wanted:
@@ -80,7 +85,9 @@ def peer_works(w: wl.Workload, x: wl.Inputs, wanted: list[str]) -> tuple[dict[st
 # ---------------------------------------------------------------- one workload, one gate
 
 
-def measure(w: wl.Workload, gate: str, timer: GpuTimer, copy: float, args: argparse.Namespace) -> tuple[list[dict], dict]:
+def measure(
+    w: wl.Workload, gate: str, timer: GpuTimer, copy: float, args: argparse.Namespace
+) -> tuple[list[dict], dict]:
     """Rows of all rungs on one workload and gate, and what could not run with the reason."""
     x = wl.make_inputs(w, gate)
     heads = sample(wl.call_arguments(w, x), GOLD_HEADS)
@@ -124,18 +131,26 @@ def measure(w: wl.Workload, gate: str, timer: GpuTimer, copy: float, args: argpa
     return list(rows.values()), missing
 
 
-def facts(work: Work, w: wl.Workload, x: wl.Inputs, heads: Heads, exact: tuple[Tensor, Tensor]) -> dict:
+def facts(
+    work: Work, w: wl.Workload, x: wl.Inputs, heads: Heads, exact: tuple[Tensor, Tensor]
+) -> dict:
     """What is measured once: error on a sample of heads, and the memory a call adds at its peak."""
     with torch.no_grad():
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        o, state = work()
+        result: tuple[Tensor, Tensor] = work()
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
-        error, state_error = heads.errors(o, state, exact)
+        error, state_error = heads.errors(result[0], result[1], exact)
+    if not error <= WRONG:
+        raise ValueError(f"its output is {error:.1e} from fp64: wrong, so not timed")
     return dict(
-        direction=w.direction, workload=w.name, error=error, state_error=state_error, peak_bytes=peak
+        direction=w.direction,
+        workload=w.name,
+        error=error,
+        state_error=state_error,
+        peak_bytes=peak,
     )
 
 
@@ -167,10 +182,13 @@ def show_ratios(rows: list[dict], missing: dict[str, str]) -> None:
     """One line a rung: ratios to the peers first, then times."""
     for row in rows:
         ms = row["graph_ms"] or row["eager_ms"]
-        ratios = "  ".join(f"{peer}/{row['rung']} {t / ms:5.2f}" for peer, t in row["peers"].items())
+        ratios = "  ".join(
+            f"{peer}/{row['rung']} {t / ms:5.2f}" for peer, t in row["peers"].items()
+        )
         say(
-            f"bench: {row['workload']:14s} {row['gate']:6s} {row['rung']:6s} {ratios}  {ms / row['floor_ms']:6.1f} x floor"
-            f"  graph {ms:9.4f} ms  eager {row['eager_ms']:9.4f} ms  +-{row['spread']:.1%}  error {row['error']:.1e}"
+            f"bench: {row['workload']:14s} {row['gate']:6s} {row['rung']:6s} {ratios}"
+            f"  {ms / row['floor_ms']:6.1f} x floor  graph {ms:9.4f} ms  eager {row['eager_ms']:9.4f} ms"
+            f"  +-{row['spread']:.1%}  error {row['error']:.1e}"
         )
     for name, reason in missing.items():
         say(f"bench:   {name} did not run: {reason[:150]}")
@@ -178,7 +196,10 @@ def show_ratios(rows: list[dict], missing: dict[str, str]) -> None:
 
 def bench(args: argparse.Namespace) -> int:
     if not torch.cuda.is_available():
-        print("bench: no CUDA GPU here (or a CPU build of PyTorch); `kda-lab bench cpu` needs none", file=sys.stderr)
+        print(
+            "bench: no CUDA GPU here (or a CPU build of PyTorch); `kda-lab bench cpu` needs none",
+            file=sys.stderr,
+        )
         return 1
     started, clocks = time.time(), Clocks()
     clocks.look()
@@ -186,13 +207,15 @@ def bench(args: argparse.Namespace) -> int:
     clocks.look()
     say(f"bench: {torch.cuda.get_device_name()}: copy {ceilings['copy_bytes_per_s'] / 1e12:.2f} TB/s, "
         f"bf16 product {ceilings['matmul_flops_per_s'] / 1e12:.0f} TFLOP/s")  # fmt: skip
-    timer, hashes, rows = GpuTimer(), sources.standing_hashes(), []
+    timer, hashes, rows = GpuTimer(), sources.compiled_hashes(), []
     pairs, path, date = plan(args), None, now()
     slowest = 0.0
     for number, (w, gate) in enumerate(pairs, 1):
         left = args.time_budget - (time.time() - started)
         if left < 1.3 * slowest:
-            say(f"bench: time budget reached, {len(pairs) - number + 1} of {len(pairs)} not measured")
+            say(
+                f"bench: time budget reached, {len(pairs) - number + 1} of {len(pairs)} not measured"
+            )
             break
         begin = time.time()
         say(f"bench: {number} of {len(pairs)}: {w.name}, {gate} gate ({left:.0f} s left)")
@@ -237,14 +260,28 @@ def _alive() -> bool:
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="kda-lab bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="kda-lab bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="six workloads, two gates; within two minutes")
-    parser.add_argument("--rung", nargs="+", help=f"of {', '.join(n for n in BACKENDS)}, auto (default: all compiled, auto)")
+    parser.add_argument(
+        "--quick", action="store_true", help="six workloads, two gates; within two minutes"
+    )
+    parser.add_argument(
+        "--rung",
+        nargs="+",
+        help=f"of {', '.join(n for n in BACKENDS)}, auto (default: all compiled, auto)",
+    )
     parser.add_argument("--workload", nargs="+", help="by name, such as 8192-H96")
     parser.add_argument("--gate", nargs="+", choices=list(wl.GATES))
-    parser.add_argument("--peers", nargs="*", choices=list(peers.PEERS), help="default: all; --quick: all but fla")
-    parser.add_argument("--milliseconds", type=float, help="of runs per candidate and kind (default 150, --quick 50)")
+    parser.add_argument(
+        "--peers", nargs="*", choices=list(peers.PEERS), help="default: all; --quick: all but fla"
+    )
+    parser.add_argument(
+        "--milliseconds",
+        type=float,
+        help="of runs per candidate and kind (default 150, --quick 50)",
+    )
     parser.add_argument("--time-budget", type=float, help="seconds (default 1500, --quick 110)")
     parser.add_argument("--out", type=Path, help="folder for the result (default: the ledger)")
     args = parser.parse_args(argv)

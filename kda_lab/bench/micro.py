@@ -29,12 +29,20 @@ def compile_program(source: Path, arch: str, program: Path) -> None:
     """Compiles one program. Raises toolchain.Unbuildable with nvcc's first lines."""
     root = sources.kernels_dir()
     command = [toolchain.find_nvcc(), "-std=c++17", "-O3", "-lineinfo", "--expt-relaxed-constexpr"]
-    command += [f"-gencode=arch=compute_{arch},code=sm_{arch}", f"-I{root}", f"-I{root / 'include'}"]
+    command += [
+        f"-gencode=arch=compute_{arch},code=sm_{arch}",
+        f"-I{root}",
+        f"-I{root / 'include'}",
+    ]
     if b"cute/" in source.read_bytes() or b"cutlass/" in source.read_bytes():
         command += ["-isystem", str(toolchain.cutlass_include())]
-    done = subprocess.run([*command, str(source), "-o", str(program)], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, str(source), "-o", str(program)], capture_output=True, text=True
+    )
     if done.returncode:
-        raise toolchain.Unbuildable(f"{source.name}: " + " ".join(done.stderr.split("\n")[:4])[:400])
+        raise toolchain.Unbuildable(
+            f"{source.name}: " + " ".join(done.stderr.split("\n")[:4])[:400]
+        )
 
 
 def rows_of(name: str, output: str) -> list[dict]:
@@ -63,7 +71,9 @@ def run(name: str, source: Path, arch: str) -> list[dict]:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="kda-lab bench micro", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="kda-lab bench micro",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="*", help="default: those without a current measurement")
     parser.add_argument("--out", type=Path, help="folder for the result (default: the ledger)")
@@ -71,7 +81,10 @@ def main(argv: list[str]) -> int:
     known = sources.programs()
     unknown = [n for n in args.name if n not in known]
     if unknown:
-        print(f"bench micro: no program {unknown[0]!r}; they are {', '.join(known) or 'none yet'}", file=sys.stderr)
+        print(
+            f"bench micro: no program {unknown[0]!r}; they are {', '.join(known) or 'none yet'}",
+            file=sys.stderr,
+        )
         return 2
     measured = {row["rung"] for _, row in ledger.current(("micro",))}
     names = args.name or [n for n in known if n not in measured]
@@ -87,13 +100,20 @@ def main(argv: list[str]) -> int:
         print(f"bench micro: {name} ({number} of {len(names)})", flush=True)
         try:
             new = run(name, known[name], arch)
-        except (toolchain.Unbuildable, RuntimeError, subprocess.TimeoutExpired, json.JSONDecodeError) as error:
+        except (
+            toolchain.Unbuildable,
+            RuntimeError,
+            subprocess.TimeoutExpired,
+            json.JSONDecodeError,
+        ) as error:
             failed.append(name)
             print(f"bench micro: {name} failed: {error}", file=sys.stderr)
             continue
         clocks.look()
         for row in new:
-            print(f"  {row['workload']:32s} {row['value']:12.4g} {row['unit']:10s} predicted {row.get('predicted', '-')}")
+            print(
+                f"  {row['workload']:32s} {row['value']:12.4g} {row['unit']:10s} predicted {row.get('predicted', '-')}"
+            )
         rows += new
     if rows:
         entry = dict(

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from kda_lab.bench.workloads import LOWER_BOUND, D, Inputs, Workload
 
-os.environ.setdefault("FLA_FLASH_KDA", "0")  # fla's own kernels, not another backend behind its name
+os.environ.setdefault(
+    "FLA_FLASH_KDA", "0"
+)  # fla's own kernels, not another backend behind its name
 
 Work = Callable[[], object]
 

@@ -12,7 +12,14 @@ from kda_lab.bench import workloads as wl
 from kda_lab.native.rungs import RUNGS
 
 MARKS = dict(zip([*RUNGS, "auto"], "xosDv^P*phX", strict=False))
-SHADES = ("#f2b8de", "#e482c3", "#ce2d9e", "#9a1f76", "#6b1552", "#430b33")  # our rungs, older ones paler
+SHADES = (
+    "#f2b8de",
+    "#e482c3",
+    "#ce2d9e",
+    "#9a1f76",
+    "#6b1552",
+    "#430b33",
+)  # our rungs, older ones paler
 
 
 def shade(rung: str) -> str:
@@ -39,20 +46,44 @@ def time_against_floor(gate: str = "strong", rows: list[dict] | None = None) -> 
             for peer, ms in peers.items():
                 ax.plot(ms / floor, y, "|", ms=13, mew=2.5, color=palette.PEER)
                 if y == 0:
-                    palette.label(ax, ms / floor, y, tables.PEERS[peer], "peer", xytext=(0, 9), ha="center", fontsize=7)
+                    palette.label(
+                        ax,
+                        ms / floor,
+                        y,
+                        tables.PEERS[peer],
+                        "peer",
+                        xytext=(0, 9),
+                        ha="center",
+                        fontsize=7,
+                    )
             for rung, row in rungs.items():
                 x = tables.milliseconds(row) / floor
                 ax.plot(x, y, MARKS[rung], ms=6, color=shade(rung))
                 if y == len(names) - 1:
-                    palette.label(ax, x, y, rung, shade(rung), xytext=(0, -11), ha="center", fontsize=8)
+                    palette.label(
+                        ax, x, y, rung, shade(rung), xytext=(0, -11), ha="center", fontsize=8
+                    )
         ax.axvline(1, color=palette.REFERENCE, lw=1.2)
-        ax.set(xscale="log", xlabel="time / time that the bytes alone take", yticks=range(len(names)), yticklabels=names)
+        ax.set(
+            xscale="log",
+            xlabel="time / time that the bytes alone take",
+            yticks=range(len(names)),
+            yticklabels=names,
+        )
         ax.set_ylim(len(names) - 0.3, -0.8)
         ax.grid(axis="x", which="both", alpha=0.5)
-        ax.set_title(f"Forward, {gate} gate: how far from the floor. {tables.recorded(flat)}", fontsize=9)
-    best = {n: min(tables.milliseconds(r) / r["floor_ms"] for r in by_workload[n].values()) for n in names}
+        ax.set_title(
+            f"Forward, {gate} gate: how far from the floor. {tables.recorded(flat)}", fontsize=9
+        )
+    best = {
+        n: min(tables.milliseconds(r) / r["floor_ms"] for r in by_workload[n].values())
+        for n in names
+    }
     words = ", ".join(f"{n} {x:.1f}" for n, x in best.items())
-    return fig, f"Time of every rung and peer as a multiple of the floor, {gate} gate. Our best: {words}."
+    return (
+        fig,
+        f"Time of every rung and peer as a multiple of the floor, {gate} gate. Our best: {words}.",
+    )
 
 
 def roofline(rows: list[dict] | None = None) -> tuple[Figure, str]:
@@ -69,8 +100,22 @@ def roofline(rows: list[dict] | None = None) -> tuple[Figure, str]:
         copy, product = ceilings["copy_bytes_per_s"], ceilings["matmul_flops_per_s"]
         x = [1, product / copy, 4000]
         ax.plot(x, [min(i * copy, product) / 1e12 for i in x], color=palette.REFERENCE)
-        palette.label(ax, x[1], product / 1e12, f"bf16 product, measured: {product / 1e12:.0f} TFLOP/s", "reference", xytext=(-60, 8))
-        palette.label(ax, 2, 2 * copy / 1e12, f"copy, measured: {copy / 1e12:.1f} TB/s", "reference", xytext=(6, -8))
+        palette.label(
+            ax,
+            x[1],
+            product / 1e12,
+            f"bf16 product, measured: {product / 1e12:.0f} TFLOP/s",
+            "reference",
+            xytext=(-60, 8),
+        )
+        palette.label(
+            ax,
+            2,
+            2 * copy / 1e12,
+            f"copy, measured: {copy / 1e12:.1f} TB/s",
+            "reference",
+            xytext=(6, -8),
+        )
         last: dict[str, tuple[float, float]] = {}
         for name, row in flat:
             w = wl.ALL[name]
@@ -81,12 +126,22 @@ def roofline(rows: list[dict] | None = None) -> tuple[Figure, str]:
         ax.set(xscale="log", yscale="log", xlim=(1, 4000))
         ax.set(xlabel="FLOP per byte that must move (chunk-16 form)", ylabel="TFLOP/s achieved")
         ax.set_title(tables.recorded([row for _, row in flat]), fontsize=9)
-    return fig, f"Roofline of an {gpu}: every rung on every workload, below a measured roof of {copy / 1e12:.1f} TB/s and {product / 1e12:.0f} TFLOP/s."
+    return (
+        fig,
+        f"Roofline of an {gpu}: every rung on every workload, below a measured roof of "
+        f"{copy / 1e12:.1f} TB/s and {product / 1e12:.0f} TFLOP/s.",
+    )
 
 
 def cpu_bars(rows: list[dict] | None = None) -> tuple[Figure, str]:
     """The CPU implementations' times as bars on one axis, with the arithmetic floor."""
-    mine = ledger.newest([r for r in (ledger.show() if rows is None else rows) if r["gpu"] == "" and r["direction"] == "forward"])
+    mine = ledger.newest(
+        [
+            r
+            for r in (ledger.show() if rows is None else rows)
+            if r["gpu"] == "" and r["direction"] == "forward"
+        ]
+    )
     with palette.style():
         fig, ax = plt.subplots(figsize=(6.4, 2.4))
         if not mine:
@@ -94,20 +149,40 @@ def cpu_bars(rows: list[dict] | None = None) -> tuple[Figure, str]:
         found = sorted(mine.values(), key=lambda row: -row["eager_ms"])
         floor = found[0]["floor_ms"]
         for y, row in enumerate(found):
-            ax.barh(y, row["eager_ms"], color=palette.PEER if row["rung"] == "textbook" else palette.OWN, height=0.6)
+            ax.barh(
+                y,
+                row["eager_ms"],
+                color=palette.PEER if row["rung"] == "textbook" else palette.OWN,
+                height=0.6,
+            )
             palette.label(ax, row["eager_ms"], y, f"{row['rung']}, {row['eager_ms']:,.0f} ms")
         ax.axvline(floor, color=palette.REFERENCE, lw=1.2)
         palette.label(ax, floor, -0.75, f"floor {floor:,.0f} ms", "reference")
-        ax.set(xscale="log", xlabel="milliseconds, T = 4096, H = 8", yticks=[], xlim=(floor / 2, found[0]["eager_ms"] * 8))
+        ax.set(
+            xscale="log",
+            xlabel="milliseconds, T = 4096, H = 8",
+            yticks=[],
+            xlim=(floor / 2, found[0]["eager_ms"] * 8),
+        )
         ax.set_ylim(len(found) - 0.4, -1.1)
         ax.spines["left"].set_visible(False)
     words = ", ".join(f"{row['rung']} {row['eager_ms']:,.0f} ms" for row in found)
-    return fig, f"Time of one forward pass on a CPU: {words}; the arithmetic alone would take {floor:,.0f} ms."
+    return (
+        fig,
+        f"Time of one forward pass on a CPU: {words}; the arithmetic alone would take {floor:,.0f} ms.",
+    )
 
 
 def _nothing(fig: Figure, ax: plt.Axes) -> tuple[Figure, str]:
     ax.axis("off")
-    ax.text(0.5, 0.5, textwrap.fill(tables.NOTHING, 40), ha="center", va="center", color=palette.REFERENCE)
+    ax.text(
+        0.5,
+        0.5,
+        textwrap.fill(tables.NOTHING, 40),
+        ha="center",
+        va="center",
+        color=palette.REFERENCE,
+    )
     return fig, tables.NOTHING
 
 

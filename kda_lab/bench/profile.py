@@ -18,8 +18,13 @@ from kda_lab.bench import ledger, sources
 from kda_lab.bench import workloads as wl
 from kda_lab.bench.machine import fingerprint, now
 
-METRICS = {"dram__bytes_read.sum": "read", "dram__bytes_write.sum": "write", "gpu__time_duration.sum": "ns"}
-UNITS = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "ns": 1, "us": 1e3, "usecond": 1e3, "ms": 1e6, "nsecond": 1, "msecond": 1e6}  # fmt: skip
+METRICS = {
+    "dram__bytes_read.sum": "read",
+    "dram__bytes_write.sum": "write",
+    "gpu__time_duration.sum": "ns",
+}
+UNITS = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "ns": 1, "us": 1e3, "ms": 1e6}
+UNITS |= {"nsecond": 1, "usecond": 1e3, "msecond": 1e6}
 SECONDS = 180
 
 
@@ -55,7 +60,16 @@ def body(rung: str, workload: str, gate: str) -> None:
 
 def profile(ncu: str, rung: str, workload: str, gate: str) -> dict:
     """One row: dram bytes of a rung on a workload. Raises RuntimeError with ncu's words."""
-    command = [ncu, "--clock-control", "none", "--cache-control", "none", "--profile-from-start", "off", "--csv"]
+    command = [
+        ncu,
+        "--clock-control",
+        "none",
+        "--cache-control",
+        "none",
+        "--profile-from-start",
+        "off",
+        "--csv",
+    ]
     command += ["--metrics", ",".join(METRICS), "--target-processes", "all"]
     command += [sys.executable, "-m", "kda_lab.bench.profile", rung, workload, gate]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=os.environ)
@@ -86,7 +100,7 @@ def main(argv: list[str]) -> int:
     if unknown:
         print(f"profile: no workload {unknown[0]!r}; they are {', '.join(wl.ALL)}", file=sys.stderr)
         return 2
-    rows, hashes, path = [], sources.standing_hashes(), None
+    rows, hashes, path = [], sources.compiled_hashes(), None
     out, date = args.out or ledger.directory(), now()
     for rung in args.rung or sources.gpu_rungs():
         for workload in args.workload:
@@ -96,10 +110,17 @@ def main(argv: list[str]) -> int:
                 try:
                     row = profile(ncu, rung, workload, gate)
                 except (RuntimeError, subprocess.TimeoutExpired) as error:
-                    print(f"profile: {rung} {workload} {gate}: {str(error)[:300]}", file=sys.stderr, flush=True)
+                    print(
+                        f"profile: {rung} {workload} {gate}: {str(error)[:300]}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                     continue
                 ratio = row["dram_bytes"] / row["floor_bytes"]
-                print(f"profile: {rung} {workload} {gate}: {row['dram_bytes'] / 1e6:.1f} MB, {ratio:.2f} x floor", flush=True)
+                print(
+                    f"profile: {rung} {workload} {gate}: {row['dram_bytes'] / 1e6:.1f} MB, {ratio:.2f} x floor",
+                    flush=True,
+                )
                 rows.append(row)
                 ran = {r["rung"] for r in rows}
                 entry = dict(

@@ -16,7 +16,8 @@ DONE = "sanitize: all calls ran"
 def calls(t: Target) -> int:
     """Runs the calls; T up to 257. Returns how many."""
     if t.rung == "decode":
-        batch = [inputs(t, T, B=B, H=2, HV=HV, v_first=v) for T, B, HV, v in ((1, 1, 2, False), (1, 5, 4, True), (3, 2, 2, False))]  # fmt: skip
+        shapes = ((1, 1, 2, False), (1, 5, 4, True), (3, 2, 2, False))
+        batch = [inputs(t, T, B=B, H=2, HV=HV, v_first=v) for T, B, HV, v in shapes]
         for a in batch:
             t.raw(**a)
         a = inputs(t, 1, B=3)
@@ -24,7 +25,8 @@ def calls(t: Target) -> int:
         indices = torch.tensor([3, -1, 9], dtype=torch.int32).to(t.device)
         in_place(t, a, cache, indices)
         return len(batch) + 1
-    batch = [inputs(t, T, H=1, HV=HV, v_first=v) for T, HV, v in ((1, 1, False), (17, 2, True), (64, 1, False), (257, 1, True))]  # fmt: skip
+    cuts = ((1, 1, False), (17, 2, True), (64, 1, False), (257, 1, True))
+    batch = [inputs(t, T, H=1, HV=HV, v_first=v) for T, HV, v in cuts]
     packed = inputs(t, 121, N=4, H=1)
     for lengths in ([33, 0, 65, 15], [0, 0, 100, 0]):
         batch.append(packed | dict(cu_seqlens=offsets(lengths, t.device, torch.int32)))

@@ -48,9 +48,20 @@ def standing_hashes() -> dict[str, str]:
     return {name: rungs.files_hash(paths, root) for name, paths in closures().items()}
 
 
+def compiled_hashes() -> dict[str, str]:
+    """Name -> hash of the rungs' sources that the builder compiles, wherever the command runs."""
+    return {
+        name: rungs.closure_hash(name)
+        for name, rung in rungs.RUNGS.items()
+        if all((rungs.kernels_dir() / source).is_file() for source in rung.sources)
+    }
+
+
 def orphans() -> list[str]:
     """CUDA sources that belong to no closure, relative to the kernels folder."""
     root = kernels_dir()
     owned = {path for paths in closures().values() for path in paths}
-    found = [p for suffix in ("*.cu", "*.cuh") for p in root.rglob(suffix) if p.resolve() not in owned]
+    found = [
+        p for suffix in ("*.cu", "*.cuh") for p in root.rglob(suffix) if p.resolve() not in owned
+    ]
     return sorted(str(p.relative_to(root)) for p in found)

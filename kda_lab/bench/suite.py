@@ -48,7 +48,10 @@ def fence(x: Tensor) -> tuple[Tensor, Tensor]:
     room = -(-size // 256) * 256
     buffer = torch.full((room + 2 * FENCE,), POISON, dtype=torch.uint8, device=x.device)
     inside = torch.empty(0, dtype=x.dtype, device=x.device).set_(
-        buffer.untyped_storage(), FENCE // x.element_size() + x.storage_offset(), x.shape, x.stride()
+        buffer.untyped_storage(),
+        FENCE // x.element_size() + x.storage_offset(),
+        x.shape,
+        x.stride(),
     )
     return inside, buffer
 
@@ -144,7 +147,9 @@ class Target:
         if o.shape != v.shape or o.dtype != v.dtype:
             raise CheckFailed(f"o is {o.dtype} {list(o.shape)}, v is {v.dtype} {list(v.shape)}")
         if (state is None) == arguments.get("output_final_state", False):
-            raise CheckFailed("a final state was asked for and not given, or given and not asked for")
+            raise CheckFailed(
+                "a final state was asked for and not given, or given and not asked for"
+            )
         if not guard.intact():
             raise CheckFailed("wrote outside an output or workspace")
         for name, x in inputs.items():
@@ -209,7 +214,9 @@ def inputs(
     if gate in RAW:
         x["g"] = normal(B, T, HV, K) + RAW[gate]
         x["beta"] = normal(B, T, HV)
-        fused = dict(use_qk_l2norm_in_kernel=True, use_gate_in_kernel=True, use_beta_sigmoid_in_kernel=True)
+        fused = dict(
+            use_qk_l2norm_in_kernel=True, use_gate_in_kernel=True, use_beta_sigmoid_in_kernel=True
+        )
         parameters = dict(A_log=0.3 * normal(HV), dt_bias=0.1 * normal(HV, K))
         bound = {} if gate == "softplus" else dict(safe_gate=True, lower_bound=-5.0)
         options = fused | {n: y.to(t.device) for n, y in parameters.items()} | bound
@@ -237,8 +244,12 @@ RAW = {"strong": 0.5, "weak": -5.5, "long": -8.5, "softplus": 0.0}
 LOG: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "floor": lambda n, u: torch.full_like(n, -5.0),
     "zero": lambda n, u: torch.zeros_like(n),
-    "alternating": lambda n, u: -5.0 * (torch.arange(n.shape[1]) % 2)[None, :, None, None].expand_as(n),
-    "mixture": lambda n, u: -torch.logspace(-4, 0.69897, n.shape[-1]).clamp(max=5).expand_as(n) * (0.5 + u / 2),
+    "alternating": lambda n, u: (
+        -5.0 * (torch.arange(n.shape[1]) % 2)[None, :, None, None].expand_as(n)
+    ),
+    "mixture": lambda n, u: (
+        -torch.logspace(-4, 0.69897, n.shape[-1]).clamp(max=5).expand_as(n) * (0.5 + u / 2)
+    ),
     "deep": lambda n, u: torch.where(u < 0.3, -30.0, -0.1 * u),
     "gone": lambda n, u: torch.where(u < 0.05, float("-inf"), -0.1 * u),
     "steep": lambda n, u: torch.full_like(n, -30.0),
@@ -254,7 +265,9 @@ MAY_DECLINE: set[str] = set()
 CUDA_ONLY: set[str] = set()
 
 
-def case(cuda: bool = False, may_decline: bool = False, decode: bool = False) -> Callable[[Case], Case]:
+def case(
+    cuda: bool = False, may_decline: bool = False, decode: bool = False
+) -> Callable[[Case], Case]:
     """Registers a case of the forward rungs, and with `decode` of the decode rungs too, under its function's name."""
 
     def put(function: Case) -> Case:
@@ -300,7 +313,9 @@ def run_case(t: Target, name: str) -> dict:
         row |= {"status": "failed", "message": f"{type(error).__name__}: {error}"}
     row["message"] = row.get("message", "")[:400]
     row["seconds"] = round(time.monotonic() - start, 2)
-    return row | {f"worst_{what}": float(f"{error:.3g}") for what, error in t.worst.items() if error < 1e30}
+    return row | {
+        f"worst_{what}": float(f"{error:.3g}") for what, error in t.worst.items() if error < 1e30
+    }
 
 
 @case()
@@ -308,7 +323,10 @@ def gold_is_the_recurrence(t: Target) -> dict:
     """The fp64 answer used here agrees with the oracle's own loop, with the chunked form too."""
     for gate in ("strong", "long", "mixture"):
         a = inputs(t, 70, H=1, gate=gate)
-        wide = {n: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for n, x in a.items()}
+        wide = {
+            n: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+            for n, x in a.items()
+        }
         oracle = kda_lab.chunk_kda(**wide, backend="reference")
         chunked = kda_lab.chunk_kda(**wide, backend="chunked")
         for other in (gold(**a), chunked):
@@ -332,7 +350,11 @@ def lengths(t: Target) -> dict:
             elif not all(torch.isfinite(x).all() for x in result):
                 raise CheckFailed(f"T={T}, {gate}: not finite")
     packed = inputs(t, 129 * 65, N=129, gate="strong")
-    t.agree(**packed, cu_seqlens=offsets(list(range(1, 130)), t.device), what="lengths 1 to 129, packed: ")
+    t.agree(
+        **packed,
+        cu_seqlens=offsets(list(range(1, 130)), t.device),
+        what="lengths 1 to 129, packed: ",
+    )
     return {}
 
 
@@ -574,7 +596,10 @@ def many_sequences(t: Target) -> dict:
 @case()
 def mixed_lengths(t: Target) -> dict:
     """The six mixed lengths of the public benchmarks, and lengths around the tile sizes."""
-    for lengths in ([1300, 547, 2048, 963, 271, 3063], [1, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1]):
+    for lengths in (
+        [1300, 547, 2048, 963, 271, 3063],
+        [1, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1],
+    ):
         a = inputs(t, sum(lengths), N=len(lengths), gate="weak")
         t.agree(**a, cu_seqlens=offsets(lengths, t.device), what=f"{len(lengths)} sequences: ")
     return {}
@@ -595,13 +620,19 @@ def state_layouts(t: Target) -> dict:
 def strided_inputs(t: Target) -> dict:
     """q, k, v cut out of one packed projection, heads before tokens, and every second channel."""
     a = inputs(t, 150, B=2)
-    packed = a | dict(zip("qkv", torch.cat([a["q"], a["k"], a["v"]], -1).split(128, -1), strict=True))
+    packed = a | dict(
+        zip("qkv", torch.cat([a["q"], a["k"], a["v"]], -1).split(128, -1), strict=True)
+    )
     heads_first = a | {
         n: a[n].transpose(1, 2).contiguous().transpose(1, 2) for n in ("q", "k", "v", "g", "beta")
     }
     every_second = a | {n: torch.stack([a[n]] * 2, -1).flatten(-2)[..., ::2] for n in "qkvg"}
     exact, declined = gold(**a), []
-    for what, b in (("packed", packed), ("heads first", heads_first), ("every second", every_second)):
+    for what, b in (
+        ("packed", packed),
+        ("heads first", heads_first),
+        ("every second", every_second),
+    ):
         try:
             t.close(t.call(**b), exact, b, what=f"{what}: ")
         except ValueError as error:
@@ -645,7 +676,9 @@ def past_two_to_the_31(t: Target) -> dict:
     need = 12 * N * length * H * K * 2
     free = torch.cuda.mem_get_info()[0]
     if free < need:
-        raise NotRun(f"needs {need / 2**30:.0f} GiB of free GPU memory, {free / 2**30:.0f} are free")
+        raise NotRun(
+            f"needs {need / 2**30:.0f} GiB of free GPU memory, {free / 2**30:.0f} are free"
+        )
     rng = torch.Generator("cuda").manual_seed(7)
 
     def normal(*shape: int) -> Tensor:
@@ -747,9 +780,11 @@ def deterministic(t: Target) -> dict:
     different = torch.zeros((), dtype=torch.int64, device="cuda")
     for _ in range(t.launches):
         for x, y in zip(t.raw(**a), want, strict=True):
-            different += (x != y).any()
+            different += torch.ne(x, y).any()
     if int(different):
-        raise CheckFailed(f"{int(different)} outputs of {t.launches} launches differ from the first")
+        raise CheckFailed(
+            f"{int(different)} outputs of {t.launches} launches differ from the first"
+        )
     return {"launches": t.launches}
 
 
@@ -763,7 +798,9 @@ def state_in_place(t: Target) -> dict:
     return {}
 
 
-def in_place(t: Target, a: dict, state: Tensor, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def in_place(
+    t: Target, a: dict, state: Tensor, indices: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Runs `native.call.run_in_place` over a fenced copy of `state`; returns that copy and o."""
     if t.rung not in RUNGS:
         raise Declined("a PyTorch implementation has no in-place entry")
@@ -831,7 +868,9 @@ def states_bf16(t: Target) -> dict:
     """A bf16 state, both layouts."""
     for v_first in (False, True):
         a = inputs(t, 1, B=9, gate="weak", v_first=v_first)
-        t.agree(**a | dict(initial_state=a["initial_state"].bfloat16()), what=f"V first {v_first}: ")
+        t.agree(
+            **a | dict(initial_state=a["initial_state"].bfloat16()), what=f"V first {v_first}: "
+        )
     return {}
 
 

@@ -16,7 +16,12 @@ from kda_lab.bench import workloads as wl
 from kda_lab.native.rungs import RUNGS
 
 NOTHING = "Nothing recorded yet for the sources that stand."
-PEERS = {"fla": "fla", "flash_kda": "FlashKDA", "cudnn_fused": "cuDNN", "cudnn_plain": "cuDNN, inputs activated"}
+PEERS = {
+    "fla": "fla",
+    "flash_kda": "FlashKDA",
+    "cudnn_fused": "cuDNN",
+    "cudnn_plain": "cuDNN, inputs activated",
+}
 MARKED = re.compile(r"(<!-- ledger: ([a-z0-9 -]+?) -->\n).*?(<!-- /ledger -->)", re.DOTALL)
 Rows = list[dict]
 
@@ -44,7 +49,11 @@ def recorded(rows: Rows) -> str:
 def newest_gpu(rows: Rows) -> Rows:
     """The newest row of each measurement on the GPU that measured last."""
     on_gpu = [row for row in rows if row["gpu"]]
-    return [r for r in ledger.newest(on_gpu).values() if r["gpu"] == on_gpu[-1]["gpu"]] if on_gpu else []
+    return (
+        [r for r in ledger.newest(on_gpu).values() if r["gpu"] == on_gpu[-1]["gpu"]]
+        if on_gpu
+        else []
+    )
 
 
 def milliseconds(row: dict) -> float:
@@ -77,7 +86,14 @@ def grid(rows: Rows, direction: str, gate: str) -> str:
         any_row = list(by_rung.values())[-1]
         peer_ms = {p: t for row in by_rung.values() for p, t in row["peers"].items()}
         cells = [number(milliseconds(by_rung[r])) if r in by_rung else "-" for r in rungs]
-        body.append([workload, number(any_row["floor_ms"]), *cells, *(number(peer_ms.get(p)) for p in peers)])
+        body.append(
+            [
+                workload,
+                number(any_row["floor_ms"]),
+                *cells,
+                *(number(peer_ms.get(p)) for p in peers),
+            ]
+        )
     head = ["tokens-heads", "floor", *rungs, *(PEERS[p] for p in peers)]
     what = "One decode step" if direction == "decode" else f"Forward, {gate} gate"
     return f"{what}, milliseconds. {recorded(flat)}\n\n{markdown(head, body)}"
@@ -92,10 +108,23 @@ def ladder(rows: Rows, workload: str = "8192-H96", gate: str = "strong") -> str:
     body = []
     for rung, row in by_rung.items():
         ms = milliseconds(row)
-        idea = RUNGS[rung].idea if rung in RUNGS else f"the public path: {row.get('served_by', '')} here"
+        idea = (
+            RUNGS[rung].idea
+            if rung in RUNGS
+            else f"the public path: {row.get('served_by', '')} here"
+        )
         ratios = [f"{row['peers'][p] / ms:.2f}" if p in row["peers"] else "-" for p in peers]
         scratch = f"{row['workspace_bytes'] / 2**20:,.0f}"
-        body.append([f"**{rung}** {idea}", number(ms), f"{ms / row['floor_ms']:.1f}", f"{row['error']:.1e}", scratch, *ratios])
+        body.append(
+            [
+                f"**{rung}** {idea}",
+                number(ms),
+                f"{ms / row['floor_ms']:.1f}",
+                f"{row['error']:.1e}",
+                scratch,
+                *ratios,
+            ]
+        )
     head = ["rung", "ms", "x floor", "error", "workspace MiB", *(f"x {PEERS[p]}" for p in peers)]
     what = f"{workload}, {gate} gate; x floor: slower than the bytes allow; x peer: faster than that peer."
     return f"{what} {recorded(list(by_rung.values()))}\n\n{markdown(head, body)}"
@@ -103,7 +132,9 @@ def ladder(rows: Rows, workload: str = "8192-H96", gate: str = "strong") -> str:
 
 def cpu(rows: Rows) -> str:
     """The implementations on a CPU: time, against the textbook, against the arithmetic floor."""
-    mine = ledger.newest([row for row in rows if row["gpu"] == "" and row["direction"] == "forward"])
+    mine = ledger.newest(
+        [row for row in rows if row["gpu"] == "" and row["direction"] == "forward"]
+    )
     found = {row["rung"]: row for row in mine.values()}
     if not found:
         return NOTHING
@@ -117,7 +148,10 @@ def cpu(rows: Rows) -> str:
     ]  # fmt: skip
     floor = next(iter(found.values()))
     head = ["implementation", "ms", "x textbook", "x floor", "error"]
-    where = f"T = 4096, H = 8, K = V = 128, fp32. Floor {number(floor['floor_ms'])} ms: 114,688 FLOP a token and head at the measured rate of a matrix product."
+    where = (
+        f"T = 4096, H = 8, K = V = 128, fp32. Floor {number(floor['floor_ms'])} ms: 114,688 FLOP a "
+        "token and head at the measured rate of a matrix product."
+    )
     return f"{where}\n\n{markdown(head, body)}"
 
 
@@ -131,7 +165,10 @@ def reports(_: Rows) -> str:
         declined = sum(row["status"] == "declined" for row in cases.values())
         gpus = ", ".join(dict.fromkeys(row["gpu"] for row in cases.values()))
         half = len(cases)
-        o, state = (max((x for x in part if x is not None), default=None) for part in (worst[:half], worst[half:]))
+        o, state = (
+            max((x for x in part if x is not None), default=None)
+            for part in (worst[:half], worst[half:])
+        )
         errors = ["-" if x is None else f"{x:.1e}" for x in (o, state)]
         verdict = "passed" if ledger.verdict(rung) is None else "no current report"
         body.append([rung, verdict, str(passed), str(declined), *errors, gpus or "-"])
@@ -145,10 +182,17 @@ def micro(rows: Rows) -> str:
     if not mine:
         return NOTHING
     body = [
-        [f"{row['rung']}: {row['workload']}", number(row["value"], 4), number(row.get("predicted"), 4), row["unit"]]
+        [
+            f"{row['rung']}: {row['workload']}",
+            number(row["value"], 4),
+            number(row.get("predicted"), 4),
+            row["unit"],
+        ]
         for row in mine
     ]
-    return f"{recorded(mine)}\n\n{markdown(['microbenchmark', 'measured', 'predicted', 'unit'], body)}"
+    return (
+        f"{recorded(mine)}\n\n{markdown(['microbenchmark', 'measured', 'predicted', 'unit'], body)}"
+    )
 
 
 TABLES: dict[str, Callable[[Rows], str]] = {
@@ -164,7 +208,14 @@ TABLES: dict[str, Callable[[Rows], str]] = {
 
 def everything(rows: Rows) -> str:
     """All tables that have something to say, for the terminal."""
-    names = ["cpu", *(f"forward {gate}" for gate in wl.GATES), "ladder", "decode", "micro", "reports"]
+    names = [
+        "cpu",
+        *(f"forward {gate}" for gate in wl.GATES),
+        "ladder",
+        "decode",
+        "micro",
+        "reports",
+    ]
     found = [(name, TABLES[name](rows)) for name in names]
     return "\n\n".join(f"{name}\n\n{table}" for name, table in found if table != NOTHING) or NOTHING
 
@@ -201,7 +252,9 @@ def fill_file(path: Path, rows: Rows) -> str:
 
 def update(paths: list[Path], check: bool) -> int:
     """Redraws the tables of these files (default README.md and notebooks); with `check` only compares."""
-    paths = paths or [p for p in (Path("README.md"), *sorted(Path("notebooks").glob("*.ipynb"))) if p.exists()]
+    paths = paths or [
+        p for p in (Path("README.md"), *sorted(Path("notebooks").glob("*.ipynb"))) if p.exists()
+    ]
     rows, old = ledger.show(), []
     for path in paths:
         text = fill_file(path, rows)
@@ -210,7 +263,9 @@ def update(paths: list[Path], check: bool) -> int:
             if not check:
                 path.write_text(text, encoding="utf-8")
     for path in old:
-        print(f"ledger: {path}: {'its tables are older than the ledger' if check else 'tables redrawn'}")
+        print(
+            f"ledger: {path}: {'its tables are older than the ledger' if check else 'tables redrawn'}"
+        )
     if check and old:
         print("ledger: run `kda-lab ledger table`", file=sys.stderr)
         return 1

@@ -4,10 +4,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-Work = Callable[[], object]
+Work = Callable[[], Any]
 FLUSH_BYTES = 256 << 20  # several times the L2 of any GPU here
 WARM_UP = 3
 
@@ -76,11 +77,12 @@ def capture(work: Work) -> Work:
         graph.replay()
         return kept
 
-    replay.graph = graph
     return replay
 
 
-def interleaved(timer: GpuTimer, works: dict[str, Work], milliseconds: float, rounds: int = 4) -> dict[str, Times]:
+def interleaved(
+    timer: GpuTimer, works: dict[str, Work], milliseconds: float, rounds: int = 4
+) -> dict[str, Times]:
     """Times several pieces of work against each other: in turns, every second round backwards.
 
     About `milliseconds` of runs each, in `rounds` rounds, so that a drifting clock hurts all alike.

@@ -8,6 +8,7 @@ import pytest
 from kda_lab.bench import sources
 from tests.ledger.entries import entry, put
 
+
 @pytest.fixture
 def kernels(tmp_path, monkeypatch) -> Path:
     """The working directory holds `kernels/` without any measurement."""
@@ -23,9 +24,17 @@ def passing(kernels) -> Path:
     """A ledger that `check` accepts."""
     for number, rung in enumerate(sources.gpu_rungs()):
         rows = [dict(rung=rung, case=case, status="passed") for case in ("lengths", "memcheck")]
-        put(entry("gpu-check", rows, f"2026-11-24T00:00:0{number}Z", planned={rung: ["lengths", "memcheck"]}))
+        put(
+            entry(
+                "gpu-check",
+                rows,
+                f"2026-11-24T00:00:0{number}Z",
+                planned={rung: ["lengths", "memcheck"]},
+            )
+        )
     programs = [
-        dict(rung=name, direction="micro", workload="n=64", value=1.0, unit="TFLOP/s") for name in sources.programs()
+        dict(rung=name, direction="micro", workload="n=64", value=1.0, unit="TFLOP/s")
+        for name in sources.programs()
     ]
     if programs:
         put(entry("micro", programs))

@@ -23,7 +23,8 @@ def test_the_workloads_of_the_contract():
 
 
 @pytest.mark.parametrize(
-    "name, milliseconds", [("8192-H96", 0.336), ("mixed6-H96", 0.356), ("1024x8-H96", 0.365), ("65536-H16", 0.446)]
+    "name, milliseconds",
+    [("8192-H96", 0.336), ("mixed6-H96", 0.356), ("1024x8-H96", 0.365), ("65536-H16", 0.446)],
 )
 def test_the_floor_is_the_one_that_was_published(name, milliseconds):
     assert wl.ALL[name].floor_bytes / 3.03e12 * 1e3 == pytest.approx(milliseconds, rel=0.02)
@@ -50,7 +51,14 @@ def test_textbook_is_right_at_every_gate():
         x = wl.make_inputs(w, gate, device="cpu", dtype=torch.float32)
         g, beta, S = wl.LOWER_BOUND * x["g"].sigmoid(), x["beta"].sigmoid(), x["h0"].mT.contiguous()
         want = kda_lab.chunk_kda(
-            x["q"], x["k"], x["v"], g, beta, initial_state=S, output_final_state=True, backend="reference"
+            x["q"],
+            x["k"],
+            x["v"],
+            g,
+            beta,
+            initial_state=S,
+            output_final_state=True,
+            backend="reference",
         )
         got = textbook_kda(x["q"], x["k"], x["v"], g, beta, 128**-0.5, S)
         for a, b in zip(got, want, strict=True):
@@ -99,12 +107,18 @@ def no_cuda(monkeypatch):
     for name in ("memory_allocated", "max_memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda: 0)
     make = wl.make_inputs
-    monkeypatch.setattr(wl, "make_inputs", lambda w, gate: make(w, gate, device="cpu", dtype=torch.float32))
+    monkeypatch.setattr(
+        wl, "make_inputs", lambda w, gate: make(w, gate, device="cpu", dtype=torch.float32)
+    )
     monkeypatch.setattr(main, "candidates", lambda w, wanted: ["recurrent", "auto", "v0"])
-    monkeypatch.setattr(peers, "PEERS", {"fla": lambda w, x: lambda: "fla", "cudnn_fused": broken_peer})
+    monkeypatch.setattr(
+        peers, "PEERS", {"fla": lambda w, x: lambda: "fla", "cudnn_fused": broken_peer}
+    )
 
     def times(timer, works, milliseconds):
-        return {name: timing.Times([float(len(name)), float(len(name)) + 1, 99.0]) for name in works}
+        return {
+            name: timing.Times([float(len(name)), float(len(name)) + 1, 99.0]) for name in works
+        }
 
     monkeypatch.setattr(main, "interleaved", times)
 
@@ -130,7 +144,9 @@ def test_rows_of_one_workload(no_cuda, monkeypatch):
     assert auto["graph_ms"] == 5.0 and auto["peers"] == {"fla": 4.0}
     assert auto["floor_ms"] == pytest.approx(w.floor_bytes / 3e9)
     assert auto["error"] < 1e-5 and auto["state_error"] < 1e-5
-    machine = dict(gpu="NVIDIA H200", driver="", cuda="", torch="", clocks={}, date="2026-11-24T00:00:00Z")
+    machine = dict(
+        gpu="NVIDIA H200", driver="", cuda="", torch="", clocks={}, date="2026-11-24T00:00:00Z"
+    )
     ledger.validate(dict(kind="bench", command="", hashes={}, rows=rows, **machine), "rows")
 
 
@@ -150,7 +166,9 @@ def test_the_plan_puts_the_public_shapes_first():
     pairs = main.plan(args)
     assert len(pairs) == 10 and {gate for _, gate in pairs} == {"strong", "long"}
     pairs = main.plan(main.arguments(["--out", "/tmp"]))
-    assert [(w.name, gate) for w, gate in pairs[:3]] == [("8192-H96", g) for g in ("strong", "weak", "long")]
+    assert [(w.name, gate) for w, gate in pairs[:3]] == [
+        ("8192-H96", g) for g in ("strong", "weak", "long")
+    ]
     with pytest.raises(SystemExit, match="nonsense"):
         main.plan(main.arguments(["--workload", "nonsense", "--out", "/tmp"]))
 
@@ -172,7 +190,9 @@ def test_bench_cpu_records_rows_that_the_ledger_shows(kernels, monkeypatch, caps
     assert len(list((kernels / "measurements").glob("cpu-*.json"))) == 1
     rows = {row["rung"]: row for row in ledger.show()}
     assert {"textbook", "recurrent", "chunked"} <= set(rows)
-    assert all(r["gpu"] == "" and r["direction"] == "forward" and r["error"] < 1e-5 for r in rows.values())
+    assert all(
+        r["gpu"] == "" and r["direction"] == "forward" and r["error"] < 1e-5 for r in rows.values()
+    )
     assert "x textbook" in capsys.readouterr().out
     assert "chunked" in tables.cpu(ledger.show()) and "chunked" in plots.cpu_bars()[1]
     if "cpu" in rows:

@@ -34,7 +34,10 @@ def test_one_byte_of_any_file_of_a_closure_fails_the_check(passing, rung):
     for path in sources.closures()[rung]:
         before = path.read_bytes()
         break_a_byte(path)
-        assert any(problem.startswith(f"rung {rung}: no correctness report") for problem in ledger.problems()), path
+        assert any(
+            problem.startswith(f"rung {rung}: no correctness report")
+            for problem in ledger.problems()
+        ), path
         path.write_bytes(before)
     assert ledger.problems() == []
 
@@ -140,10 +143,18 @@ def test_add_refuses_sources_that_do_not_stand(kernels, tmp_path):
         ledger.add(result)
 
 
-FIELDS = (
-    "rung direction workload gate gpu graph_ms eager_ms spread floor_ms dram_bytes workspace_bytes "
-    "peak_bytes error peers"
-).split()
+FIELDS = [
+    "rung",
+    "direction",
+    "workload",
+    "gate",
+    "gpu",
+    "graph_ms",
+    "eager_ms",
+    "spread",
+    "floor_ms",
+]
+FIELDS += ["dram_bytes", "workspace_bytes", "peak_bytes", "error", "peers"]
 
 
 def test_show_prints_every_current_row_oldest_first(kernels, capsys):
@@ -160,7 +171,10 @@ def test_show_prints_every_current_row_oldest_first(kernels, capsys):
     assert all(field in row for row in rows for field in FIELDS)
     assert [r["graph_ms"] for r in rows if r["rung"] == "v1"] == [1.0, 2.0]
     assert {r["rung"]: r["gpu"] for r in rows}["chunked"] == ""
-    assert {r["rung"]: r["dram_bytes"] for r in rows if r["kind"] == "bench"} == {"v1": 7.0, "auto": 7.0}
+    assert {r["rung"]: r["dram_bytes"] for r in rows if r["kind"] == "bench"} == {
+        "v1": 7.0,
+        "auto": 7.0,
+    }
     assert [r["direction"] for r in rows if r["rung"] == "m"] == ["micro"]
 
 
@@ -216,7 +230,14 @@ def test_tables_in_notebooks_keep_the_rest_of_the_file(kernels, tmp_path):
 
 def test_newest_row_wins_and_gpus_are_not_mixed(kernels):
     put(entry("bench", [timed(ms=9.0)], "2026-11-23T00:00:00Z"))
-    put(entry("bench", [timed(ms=5.0), timed("v0", ms=50.0)], "2026-11-24T00:00:00Z", gpu="NVIDIA H100"))
+    put(
+        entry(
+            "bench",
+            [timed(ms=5.0), timed("v0", ms=50.0)],
+            "2026-11-24T00:00:00Z",
+            gpu="NVIDIA H100",
+        )
+    )
     put(entry("bench", [timed(ms=3.0)], "2026-11-25T00:00:00Z"))
     by_rung = tables.timed(ledger.show(), "forward", "strong")["8192-H96"]
     assert {rung: row["graph_ms"] for rung, row in by_rung.items()} == {"v1": 3.0}
@@ -228,7 +249,13 @@ def test_pictures_are_drawn_with_and_without_measurements(kernels, tmp_path):
     _, words = plots.time_against_floor()
     assert words == tables.NOTHING
     ceilings = {"copy_bytes_per_s": 4.3e12, "matmul_flops_per_s": 7.8e14}
-    put(entry("bench", [timed(), timed("v0", ms=40.0), timed("auto", served_by="v1")], ceilings=ceilings))
+    put(
+        entry(
+            "bench",
+            [timed(), timed("v0", ms=40.0), timed("auto", served_by="v1")],
+            ceilings=ceilings,
+        )
+    )
     _, words = plots.time_against_floor()
     assert "8192-H96 8.0" in words
     assert plots.write(tmp_path / "pictures") == 0

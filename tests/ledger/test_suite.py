@@ -23,7 +23,14 @@ def judge(monkeypatch, run, *cases: str, declines=lambda call: None) -> list[dic
 
 
 def test_a_right_backend_passes(monkeypatch):
-    cases = ("batches", "empty_sequences", "nothing_at_all", "state_layouts", "offsets_end_early", "offsets_int32")
+    cases = (
+        "batches",
+        "empty_sequences",
+        "nothing_at_all",
+        "state_layouts",
+        "offsets_end_early",
+        "offsets_int32",
+    )
     rows = judge(monkeypatch, recurrent.run, *cases)
     assert [row["status"] for row in rows] == ["passed"] * len(cases), rows
     assert 0 < rows[0]["worst_o"] < 1e-5
@@ -101,7 +108,9 @@ def test_a_broken_backend_fails(monkeypatch, run, case, words):
 
 
 def test_declining_is_allowed_only_where_the_suite_says_so(monkeypatch):
-    rows = judge(monkeypatch, recurrent.run, "gates_unbounded", "batches", declines=lambda call: "no")
+    rows = judge(
+        monkeypatch, recurrent.run, "gates_unbounded", "batches", declines=lambda call: "no"
+    )
     assert [row["status"] for row in rows] == ["declined", "failed"]
 
 
@@ -120,7 +129,9 @@ def test_cases_for_a_gpu_never_pass_without_one(monkeypatch):
 
 def test_every_gpu_rung_has_its_cases():
     assert {"lengths", "deterministic", "past_two_to_the_31"} <= set(suite.cases_of("v1"))
-    assert {"one_token", "slots", "deterministic", "state_in_place"} <= set(suite.cases_of("decode"))
+    assert {"one_token", "slots", "deterministic", "state_in_place"} <= set(
+        suite.cases_of("decode")
+    )
 
 
 def test_fences_hold_any_strides():
@@ -153,7 +164,7 @@ def test_gold_on_some_heads_is_gold_of_all_heads():
 
 
 def test_the_journal_survives_a_torn_line_and_changed_sources(tmp_path):
-    journal = gpu_check.Journal(tmp_path / "j.jsonl", resume=False)
+    journal = gpu_check.Journal(tmp_path / "j.jsonl")
     journal.append({"rung": "v1", "hash": "a", "case": "lengths", "started": 1.0})
     assert journal.started("v1") == ("lengths", 1.0)
     journal.append({"rung": "v1", "hash": "a", "case": "lengths", "status": "passed"})
@@ -164,9 +175,20 @@ def test_the_journal_survives_a_torn_line_and_changed_sources(tmp_path):
     assert journal.results("v1", "b") == {}
 
 
+def test_resuming_keeps_what_passed_and_runs_the_rest_again(tmp_path):
+    journal = gpu_check.Journal(tmp_path / "j.jsonl")
+    for case, status in (("a", "passed"), ("b", "failed"), ("c", "declined"), ("d", "not_run")):
+        journal.append({"rung": "v1", "hash": "h", "case": case, "status": status})
+    journal.append({"rung": "v1", "hash": "h", "case": "e", "started": 1.0})
+    journal.begin(resume=True)
+    assert set(journal.results("v1", "h")) == {"a", "c"} and journal.started("v1") is None
+    journal.begin(resume=False)
+    assert list(journal.rows()) == []
+
+
 def test_a_case_that_kills_its_process_fails_and_the_rest_goes_on(tmp_path, monkeypatch):
     """The first worker dies inside a case; the parent records that and starts another for what is left."""
-    journal = gpu_check.Journal(tmp_path / "gpu-check.jsonl", resume=False)
+    journal = gpu_check.Journal(tmp_path / "gpu-check.jsonl")
     args = gpu_check.arguments(["--device", "cpu", "--rung", "chunked", "--out", str(tmp_path)])
     cases = ["batches", "nothing_at_all"]
     monkeypatch.setattr(gpu_check, "suite_cases", lambda rung: cases)
@@ -197,7 +219,7 @@ def test_a_case_that_kills_its_process_fails_and_the_rest_goes_on(tmp_path, monk
 
 
 def test_gpu_check_runs_in_processes_and_resumes(tmp_path, monkeypatch):
-    journal = gpu_check.Journal(tmp_path / "gpu-check.jsonl", resume=False)
+    journal = gpu_check.Journal(tmp_path / "gpu-check.jsonl")
     args = gpu_check.arguments(["--device", "cpu", "--rung", "recurrent", "--out", str(tmp_path)])
     monkeypatch.setattr(gpu_check, "suite_cases", lambda rung: ["batches", "nothing_at_all"])
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
@@ -232,7 +254,9 @@ def test_a_sanitizer_passes_only_when_every_call_ran(tmp_path):
     assert gpu_check.sanitizer_row(Ended(0), log, deadline)["status"] == "passed"
     log.write_text("========= ERROR SUMMARY: 0 errors\n")
     assert gpu_check.sanitizer_row(Ended(0), log, deadline)["status"] == "failed"
-    log.write_text(f"{DONE}: 8\n========= Invalid __global__ write\n========= ERROR SUMMARY: 1 error\n")
+    log.write_text(
+        f"{DONE}: 8\n========= Invalid __global__ write\n========= ERROR SUMMARY: 1 error\n"
+    )
     row = gpu_check.sanitizer_row(Ended(77), log, deadline)
     assert row["status"] == "failed" and "Invalid __global__ write" in row["message"]
     log.write_text("========= Device not supported\n")
@@ -243,7 +267,7 @@ def test_a_sanitizer_passes_only_when_every_call_ran(tmp_path):
 def test_the_result_is_a_ledger_file(tmp_path, monkeypatch):
     from kda_lab.bench import ledger
 
-    journal = gpu_check.Journal(tmp_path / "j.jsonl", resume=False)
+    journal = gpu_check.Journal(tmp_path / "j.jsonl")
     row = suite.run_case(suite.Target("recurrent", "cpu"), "nothing_at_all")
     journal.append(row | {"rung": "v1", "hash": "f" * 64})
     entry = gpu_check.entry_of(["v1"], journal, {"v1": "f" * 64}, "kda-lab gpu-check")
@@ -257,4 +281,7 @@ def test_a_bounded_range_kernel_is_judged_at_bf16_and_a_recurrent_one_at_fp32_st
     assert suite.Target("v1").tolerance(arguments, hard=False) == (6e-3, 1e-5)
     assert suite.Target("v2").tolerance(arguments, hard=False) == (6e-3, 6e-3)
     assert suite.Target("v2").tolerance(arguments, hard=True) == (3e-2, 3e-2)
-    assert replace(suite.Target("v2"), rung="chunked").tolerance(arguments, hard=True) == (6e-3, 6e-3)
+    assert replace(suite.Target("v2"), rung="chunked").tolerance(arguments, hard=True) == (
+        6e-3,
+        6e-3,
+    )
