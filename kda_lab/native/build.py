@@ -1,4 +1,4 @@
-"""`kda-lab build`: compiles rungs and the binding into a cache, each only when something in it changed.
+"""`kda-lab build`: compiles rungs and the binding, each only when something in it changed.
 
 The key of a cached library covers the bytes of its sources and headers, the flags, the compiler's
 version and, for the binding, the Python it is for. Compilers are plain subprocesses.
@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,9 +20,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kda_lab.native import toolchain
-from kda_lab.native.rungs import RUNGS, Rung, closure_hash, files_hash, kernels_dir
-from kda_lab.native.toolchain import Unbuildable
+from kda_lab.native import machine_code, toolchain
+from kda_lab.native.rungs import (
+    RUNGS,
+    Rung,
+    closure_hash,
+    files_hash,
+    include_closure,
+    kernels_dir,
+)
+from kda_lab.native.toolchain import CompileError, Unbuildable
 
 COMMON_ARCHS = ("80", "90a")  # compiled for when the machine has no GPU to ask
 ERROR_LINES, ERROR_WIDTH = 12, 300  # CuTe's messages run to pages
@@ -45,7 +53,7 @@ def cache_dir() -> Path:
 
 
 def default_archs(rung: Rung) -> list[str]:
-    """The architectures to compile a rung for when nobody says: this machine's GPU, else the common ones."""
+    """What a rung is compiled for when nobody says: this machine's GPU, else the common ones."""
     here = toolchain.gpu_arch()
     return [arch for arch in ([here] if here else COMMON_ARCHS) if rung.runs_on(arch)]
 
@@ -124,14 +132,15 @@ def _wrong_gpu(rung: Rung) -> str:
     )
 
 
-def build_binding(force: bool = False, say: Callable[[str], None] = say) -> Path:
-    """Compiles the pybind11 module that calls rungs, for this Python; returns its path. Raises Unbuildable."""
+def _binding_command() -> tuple[list[str], dict]:
+    """The compile command of the binding without its output, and what its library depends on."""
     root = kernels_dir()
     source = root / "binding" / "binding.cpp"
     headers = Path(sysconfig.get_paths()["include"])
     if not (headers / "Python.h").is_file():
         raise Unbuildable(
-            f"no Python headers in {headers}; install them (Debian, Ubuntu: apt install python3-dev)"
+            f"no Python headers in {headers}; "
+            "install them (Debian, Ubuntu: apt install python3-dev)"
         )
     cxx = toolchain.find_cxx()
     pybind11 = toolchain.pybind11_include()
@@ -144,24 +153,29 @@ def build_binding(force: bool = False, say: Callable[[str], None] = say) -> Path
     ]
     if sys.platform == "darwin":
         command.append("-Wl,-undefined,dynamic_lookup")
-    command += [str(source), "-ldl"]
-    abi = sysconfig.get_config_var("EXT_SUFFIX")
     version = (pybind11 / "pybind11/detail/common.h").read_bytes()
     meta = {
-        "closure_hash": files_hash(sorted([source, root / "include/kda_lab.h"]), root),
-        "python": abi,
+        "closure_hash": _binding_hash(),
+        "python": sysconfig.get_config_var("EXT_SUFFIX"),
         "pybind11": hashlib.sha256(version).hexdigest()[:12],
         "compiler": toolchain.compiler_version(cxx),
     }
-    return _cached(
-        "_binding",
-        abi,
-        f"the binding for Python {sys.version.split()[0]}",
-        command,
-        meta,
-        force,
-        say,
-    )
+    return [*command, str(source), "-ldl"], meta
+
+
+def _binding_hash() -> str:
+    root = kernels_dir()
+    return files_hash(include_closure([root / "binding" / "binding.cpp"], root), root)
+
+
+def build_binding(force: bool = False, say: Callable[[str], None] = say) -> Path:
+    """Compiles the pybind11 module that calls rungs, for this Python; returns its path.
+
+    Raises Unbuildable.
+    """
+    command, meta = _binding_command()
+    what = f"the binding for Python {sys.version.split()[0]}"
+    return _cached("_binding", meta["python"], what, command, meta, force, say)
 
 
 def _cached(
@@ -214,7 +228,7 @@ def _compile(command: list[str], failed_log: Path, what: str) -> str:
         failed_log.unlink(missing_ok=True)
         return log
     failed_log.write_text(" ".join(command) + "\n\n" + log)
-    raise Unbuildable(f"{what} did not compile; all of it: {failed_log}\n{trim_errors(log)}")
+    raise CompileError(f"{what} did not compile; all of it: {failed_log}\n{trim_errors(log)}")
 
 
 def trim_errors(log: str) -> str:
@@ -244,20 +258,28 @@ def _lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def prebuilt_library(rung: Rung) -> Path | None:
-    """The rung's library in KDA_LAB_LIBRARY_DIR, or None if that folder is not set or lacks it.
+def _prebuilt(stem: str, suffix: str, sources: str) -> tuple[Path, dict] | None:
+    """A library in KDA_LAB_LIBRARY_DIR with its record, or None if there is none.
 
-    Raises Unbuildable if it was compiled from other sources than the ones here.
+    Raises Unbuildable if it was compiled from sources of another hash.
     """
     folder = os.environ.get("KDA_LAB_LIBRARY_DIR")
-    if not folder or not (path := Path(folder) / f"libkda_{rung.name}.so").is_file():
+    if not folder or not (path := Path(folder) / f"{stem}{suffix}").is_file():
         return None
-    meta = json.loads(path.with_suffix(".json").read_text())
-    if meta["closure_hash"] != closure_hash(rung):
+    meta = json.loads((path.parent / f"{stem}.json").read_text())
+    if meta["closure_hash"] != sources:
         raise Unbuildable(
             f"{path} was compiled from other sources than {kernels_dir()} holds; "
-            f"run kda-lab build --rung {rung.name} --out {folder} again"
+            f"run kda-lab build --out {folder} again"
         )
+    return path, meta
+
+
+def _prebuilt_rung(rung: Rung) -> Path | None:
+    found = _prebuilt(f"libkda_{rung.name}", ".so", closure_hash(rung))
+    if found is None:
+        return None
+    path, meta = found
     here = toolchain.gpu_arch()
     if rung.cuda and here and here not in meta["architectures"]:
         raise Unbuildable(
@@ -267,18 +289,30 @@ def prebuilt_library(rung: Rung) -> Path | None:
     return path
 
 
-def library(rung: Rung, say: Callable[[str], None] = say) -> Path:
-    """The rung's library for this machine: prebuilt, cached, or compiled now. Raises Unbuildable."""
-    return prebuilt_library(rung) or build_rung(rung, say=say)
+def _prebuilt_binding() -> Path | None:
+    found = _prebuilt("_binding", sysconfig.get_config_var("EXT_SUFFIX"), _binding_hash())
+    return found and found[0]
+
+
+def library(rung: Rung) -> Path:
+    """The rung's library for this machine: prebuilt, cached or compiled now. Raises Unbuildable."""
+    return _prebuilt_rung(rung) or build_rung(rung)
+
+
+def binding_library() -> Path:
+    """The binding for this Python: prebuilt, cached or compiled now. Raises Unbuildable."""
+    return _prebuilt_binding() or build_binding()
 
 
 def why_not(rung: Rung) -> str | None:
-    """None if the rung's library exists or can be compiled for this machine, else the reason; compiles nothing."""
+    """None if rung and binding exist or can be compiled here, else the reason; compiles nothing."""
     try:
-        if prebuilt_library(rung) is None:
+        if _prebuilt_rung(rung) is None:
             if rung.cuda and not default_archs(rung):
                 return _wrong_gpu(rung)
             _rung_command(rung, default_archs(rung))
+        if _prebuilt_binding() is None:
+            _binding_command()
     except (Unbuildable, FileNotFoundError) as reason:
         return str(reason)
     return None
@@ -291,69 +325,57 @@ def copy_out(path: Path, folder: Path) -> None:
         shutil.copy2(file, folder / file.name)
 
 
+def _build_one(name: str, archs: list[str], options: argparse.Namespace) -> list[str]:
+    """Compiles the binding or a rung as the command line asks; returns what its check found wrong."""
+    rung = RUNGS.get(name)
+    if rung is None:
+        path = build_binding(options.force, _print)
+    else:
+        path = build_rung(rung, archs if archs and rung.cuda else None, options.force, _print)
+    seconds = json.loads((path.parent / f"{path.name.split('.')[0]}.json").read_text())["seconds"]
+    _print(f"{name:8s} {path} (compiled in {seconds} s)")
+    if options.out:
+        copy_out(path, options.out)
+    if not (options.check and rung and rung.cuda):
+        return []
+    return machine_code.check(rung, path, _print)
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="kda-lab build", description="Compile kernel rungs into the cache."
+        prog="kda-lab build", description="Compile kernel rungs and their binding into the cache."
     )
-    parser.add_argument(
-        "--rung", action="append", choices=list(RUNGS), help="this rung alone (repeatable)"
-    )
-    parser.add_argument(
-        "--arch", action="append", help="GPU architecture, such as 90a or 80 (repeatable)"
-    )
-    parser.add_argument("--check", action="store_true", help="also check spills and machine code")
-    parser.add_argument("--out", type=Path, help="also copy the libraries into this folder")
-    parser.add_argument("--force", action="store_true", help="compile even what the cache holds")
+    add = parser.add_argument
+    add("--rung", action="append", choices=list(RUNGS), help="this rung alone (repeatable)")
+    add("--arch", action="append", default=[], help="GPU architecture, such as 90a (repeatable)")
+    add("--check", action="store_true", help="also check spills and machine code")
+    add("--out", type=Path, help="also copy the libraries there, for KDA_LAB_LIBRARY_DIR")
+    add("--force", action="store_true", help="compile even what the cache holds")
     options = parser.parse_args(argv)
-    asked = [a.removeprefix("sm_") for text in options.arch or () for a in text.split(",")]
-    if wrong := [a for a in asked if not a.rstrip("af").isdigit()]:
-        parser.error(f"argument --arch: {wrong[0]!r} is no architecture; say 80, 86, 89, 90a, ...")
+    asked = [word.removeprefix("sm_") for words in options.arch for word in words.split(",")]
+    for arch in asked:
+        if not re.fullmatch(r"\d{2,3}[af]?", arch):
+            parser.error(f"argument --arch: {arch!r} is no architecture; say 80, 86, 89, 90a, ...")
     failed = skipped = 0
-
-    def out(line: str) -> None:
-        print(line, flush=True)
-
-    def attempt(name: str, must: bool, build: Callable[[], Path]) -> Path | None:
-        nonlocal failed, skipped
+    for name in options.rung or ["binding", *RUNGS]:
+        rung = RUNGS.get(name)
+        archs = [a for a in asked if options.rung or (rung and rung.runs_on(a))]
         try:
-            path = build()
+            if rung and rung.cuda and asked and not archs:
+                raise Unbuildable(f"not for {', '.join('sm_' + a for a in asked)}")
+            for problem in _build_one(name, archs, options):
+                failed += 1
+                _print(f"{name:8s} CHECK FAILED: {problem}")
         except Unbuildable as reason:
-            broken = must or "did not compile" in str(reason)
-            failed, skipped = failed + broken, skipped + (not broken)
-            out(f"{name:8s} {'failed' if broken else 'skipped'}: {reason}")
-            return None
-        record = json.loads((path.parent / f"{path.name.split('.')[0]}.json").read_text())
-        out(f"{name:8s} {path} ({record['seconds']} s)")
-        return path
-
-    if not options.rung:
-        attempt("binding", False, lambda: build_binding(options.force, out))
-    for rung in [RUNGS[name] for name in options.rung or RUNGS]:
-        archs = None
-        if asked and rung.cuda:
-            archs = asked if options.rung else [a for a in asked if rung.runs_on(a)]
-            if not archs:
-                out(f"{rung.name:8s} skipped: not for {', '.join('sm_' + a for a in asked)}")
-                skipped += 1
-                continue
-        path = attempt(
-            rung.name,
-            bool(options.rung),
-            lambda r=rung, a=archs: build_rung(r, a, options.force, out),
-        )
-        if path is None:
-            continue
-        if options.out:
-            copy_out(path, options.out)
-        if options.check and rung.cuda:
-            from kda_lab.native.machine_code import check
-
-            problems = check(rung, path, out)
-            failed += bool(problems)
-            for problem in problems:
-                out(f"{rung.name:8s} CHECK FAILED: {problem}")
+            must = bool(options.rung) or isinstance(reason, CompileError) or options.check
+            failed, skipped = failed + must, skipped + (not must)
+            _print(f"{name:8s} {'failed' if must else 'skipped'}: {reason}")
     if failed or skipped:
-        out(f"{failed} failed, {skipped} skipped")
+        _print(f"{failed} failed, {skipped} skipped")
     return 1 if failed else 0
 
 

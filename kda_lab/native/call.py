@@ -3,8 +3,9 @@
 Nothing here waits for the GPU, and no tensor's values are looked at.
 """
 
-import importlib.util
 from functools import lru_cache, partial
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from importlib.util import module_from_spec
 from types import ModuleType
 
 import torch
@@ -30,10 +31,10 @@ _broken: dict[str, str] = {}  # rungs that failed to build or load in this proce
 @lru_cache
 def binding() -> ModuleType:
     """The pybind11 module, compiled for this Python on first use. Raises toolchain.Unbuildable."""
-    path = build.build_binding()
-    spec = importlib.util.spec_from_file_location("kda_lab.native._binding", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    name, path = "kda_lab.native._binding", str(build.binding_library())
+    loader = ExtensionFileLoader(name, path)
+    module = module_from_spec(ModuleSpec(name, loader, origin=path))
+    loader.exec_module(module)
     return module
 
 
@@ -61,12 +62,13 @@ def unavailable(rung: Rung) -> str | None:
         if arch is None:
             return "no CUDA GPU here (or a CPU build of PyTorch)"
         if not rung.runs_on(arch):
-            return f"it is for {' or '.join('sm_' + a for a in rung.architectures)}, this GPU is sm_{arch}"
+            wanted = " or ".join("sm_" + a for a in rung.architectures)
+            return f"it is for {wanted}, this GPU is sm_{arch}"
     return build.why_not(rung)
 
 
 def declines(rung: Rung, call: Call) -> str | None:
-    """None if the rung serves the call exactly, else the reason: its row in the table, then its library."""
+    """None if the rung serves the call exactly, else why not: by its row, then by its library."""
     if rung.name in _broken:
         return _broken[rung.name]
     dtype = str(call.q.dtype).removeprefix("torch.")
@@ -141,8 +143,8 @@ class _Arguments:
         if call.output_final_state:
             self.args.final_state = q.data_ptr()
 
-    def tensor(self, x: Tensor) -> tuple[int, int, int, int, int]:
-        """Address, strides of batch, token and head, dtype; a copy where channels are not adjacent."""
+    def tensor(self, x: Tensor) -> tuple[int, ...]:
+        """Address, strides of batch, token, head, dtype; copied unless channels are adjacent."""
         strides = x.stride()
         if strides[-1] != 1 and len(strides) == 4 and x.shape[3] != 1:
             x = x.contiguous()
@@ -162,7 +164,7 @@ class _Arguments:
 def _forward(rung: Rung, arguments: _Arguments, device: torch.device) -> None:
     library, args = load(rung.name), arguments.args
     if size := library.workspace_bytes(args):
-        # from PyTorch's own cache: reused in stream order, and a captured graph keeps what it captured
+        # from PyTorch's own cache: reused in stream order, and kept by a graph that captured it
         space = torch.empty(size + WORKSPACE_ALIGNMENT, dtype=torch.uint8, device=device)
         address = space.data_ptr()
         args.workspace = address + -address % WORKSPACE_ALIGNMENT
@@ -181,7 +183,7 @@ def workspace_bytes(rung: Rung | str, call: Call) -> int:
 
 
 def run(rung: Rung, call: Call) -> tuple[Tensor, Tensor | None]:
-    """Computes a call that the rung does not decline: o `[B,T,HV,V]`, and the final state or None."""
+    """A call that the rung does not decline: o `[B,T,HV,V]`, and the final state or None."""
     arguments = _Arguments(call)
     args = arguments.args
     o = torch.empty(call.v.shape, dtype=call.v.dtype, device=call.v.device)

@@ -47,7 +47,7 @@ def kernel_reports(log: str) -> list[KernelReport]:
 
 
 def sass_counts(path: Path) -> dict[str, Counter]:
-    """{architecture: how often each mnemonic with its modifiers occurs} in a library's machine code.
+    """{architecture: how often each mnemonic with its modifiers occurs} in a library.
 
     Raises Unbuildable when there is no cuobjdump to read it with.
     """
@@ -75,7 +75,7 @@ def sass_counts(path: Path) -> dict[str, Counter]:
 
 
 def check(rung: Rung, path: Path, say: Callable[[str], None]) -> list[str]:
-    """What is wrong with a compiled CUDA rung: spills nobody accepted, claims its machine code lacks."""
+    """What is wrong with a compiled rung: spills nobody accepted, claims its machine code lacks."""
     log = path.with_suffix(".log").read_text()
     built_for = json.loads(path.with_suffix(".json").read_text())["architectures"]
     problems = []
@@ -86,8 +86,8 @@ def check(rung: Rung, path: Path, say: Callable[[str], None]) -> list[str]:
     for r in reports:
         accepted = max((size for part, size in rung.spills.items() if part in r.name), default=0)
         say(
-            f"  sm_{r.arch} {r.registers:3d} registers, {r.spill_stores} + {r.spill_loads} bytes spilled, "
-            f"{r.stack} stack  {r.name[:80]}"
+            f"  sm_{r.arch} {r.registers:3d} registers, {r.stack} bytes of stack, "
+            f"{r.spill_stores} + {r.spill_loads} spilled  {r.name[:80]}"
         )
         if max(r.spill_stores, r.spill_loads) > accepted:
             problems.append(

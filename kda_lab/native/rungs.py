@@ -1,7 +1,7 @@
 """The ladder: every compiled rung, what it serves, and which files it is made of.
 
-A rung is one shared library `libkda_NAME` behind `kernels/include/kda_lab.h`. This table is the one
-place that names its sources and flags; the builder, the backends, the ledger and the notebooks read it.
+A rung is one shared library `libkda_NAME` behind `kernels/include/kda_lab.h`. This table is the
+one place that names its sources and flags; builder, backends, ledger and notebooks read it.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ BOUNDED_GATES = ("log_bounded", "sigmoid")
 class Rung:
     """One compiled implementation.
 
-    name: `kda_NAME_forward` in the ABI, `kernels/NAME/` for its sources unless said otherwise.
+    name: `kda_NAME_forward` in the ABI.
     idea: the one idea by which it differs from the rung before.
     direction: "forward" or "decode".
     sources: translation units, relative to the kernels folder.
@@ -33,7 +33,7 @@ class Rung:
     shapes: (K, V) pairs served; () means any.
     gates, inputs, states: the kinds and dtypes served exactly; a call with another is declined.
     claims: mnemonics that its machine code must contain, such as "HMMA".
-    spills: {part of a kernel's name: bytes of register spill accepted there}; nothing else may spill.
+    spills: {part of a kernel's name: bytes of spill accepted there}; nothing else may spill.
     cutlass: whether it includes CUTLASS headers.
     """
 

@@ -17,6 +17,10 @@ class Unbuildable(RuntimeError):
     """A library cannot be compiled here; the message says why and what to do."""
 
 
+class CompileError(Unbuildable):
+    """The compiler is there and refuses the source."""
+
+
 def _package_dirs(name: str) -> list[Path]:
     """The folders of an installed package, namespace packages included, without importing it."""
     try:
@@ -30,6 +34,7 @@ def _cuda_programs(program: str) -> Iterator[Path]:
     """Where a CUDA program may be, best guess first."""
     if named := os.environ.get(f"KDA_LAB_{program.upper()}"):
         yield Path(named)
+        return  # whoever names one does not want another
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if home := os.environ.get(variable):
             yield Path(home) / "bin" / program
@@ -42,12 +47,12 @@ def _cuda_programs(program: str) -> Iterator[Path]:
 
 
 def find_cuda_program(program: str) -> Path | None:
-    """`nvcc` or `cuobjdump`: KDA_LAB_NVCC, CUDA_HOME, PATH, pip packages, /usr/local/cuda; or None."""
+    """`nvcc` or `cuobjdump` from a variable, CUDA_HOME, PATH or pip packages; None without one."""
     return next((p for p in _cuda_programs(program) if os.access(p, os.X_OK)), None)
 
 
 def find_cxx() -> str:
-    """The C++ compiler: CXX, else g++, c++ or clang++ on PATH. Raises Unbuildable when there is none."""
+    """The C++ compiler: CXX, else g++, c++ or clang++ on PATH. Raises Unbuildable without one."""
     for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
         if name and (path := shutil.which(name)):
             return path
@@ -76,21 +81,25 @@ def cuda_version(nvcc: str) -> tuple[int, int]:
 def find_nvcc() -> str:
     """A usable nvcc. Raises Unbuildable with the remedy when there is none or it is too old."""
     nvcc = find_cuda_program("nvcc")
+    if nvcc is None and (named := os.environ.get("KDA_LAB_NVCC")):
+        raise Unbuildable(f"KDA_LAB_NVCC names {named}, which is no program; unset or correct it")
     if nvcc is None:
         raise Unbuildable(
-            "no CUDA compiler: nvcc is not in KDA_LAB_NVCC, CUDA_HOME, PATH or the installed Python "
-            f"packages; install one with: {PIP_NVCC}"
+            "no CUDA compiler: nvcc is not in KDA_LAB_NVCC, CUDA_HOME, PATH or the installed "
+            f"Python packages; install one with: {PIP_NVCC}"
         )
     version = cuda_version(str(nvcc))
     if version < OLDEST_CUDA:
         raise Unbuildable(
             f"CUDA {version[0]}.{version[1]} ({nvcc}) is too old: the kernels need "
-            f"{OLDEST_CUDA[0]}.{OLDEST_CUDA[1]} or newer; name another nvcc in KDA_LAB_NVCC, or: {PIP_NVCC}"
+            f"{OLDEST_CUDA[0]}.{OLDEST_CUDA[1]} or newer; name another nvcc in KDA_LAB_NVCC, "
+            f"or: {PIP_NVCC}"
         )
     if (driver := driver_cuda_version()) and driver[0] < version[0]:
         raise Unbuildable(
-            f"CUDA {version[0]}.{version[1]} ({nvcc}) is too new for this machine's driver, which serves "
-            f"CUDA {driver[0]}.{driver[1]}; update the driver, or name an nvcc {driver[0]}.x in KDA_LAB_NVCC"
+            f"CUDA {version[0]}.{version[1]} ({nvcc}) is too new for this machine's driver, which "
+            f"serves CUDA {driver[0]}.{driver[1]}; update the driver, or name an nvcc "
+            f"{driver[0]}.x in KDA_LAB_NVCC"
         )
     return str(nvcc)
 
@@ -112,7 +121,7 @@ def driver_cuda_version() -> tuple[int, int] | None:
 
 @lru_cache
 def gpu_arch() -> str | None:
-    """The architecture of this machine's GPU as nvcc names it ("90a", "86"), or None without one."""
+    """This machine's GPU as nvcc names its architecture ("90a", "86"), or None without one."""
     import torch
 
     if not torch.cuda.is_available():
@@ -125,7 +134,7 @@ def arch_name(major: int, minor: int) -> str:
 
 
 def cutlass_include() -> Path:
-    """CUTLASS headers of the nvidia-cutlass package. Raises Unbuildable when it is not installed."""
+    """CUTLASS headers of the nvidia-cutlass package. Raises Unbuildable without it."""
     for package in _package_dirs("cutlass_library"):
         if (package / "source/include/cute/tensor.hpp").is_file():
             return package / "source/include"

@@ -110,13 +110,13 @@ struct Task {
 #define KDA_WIDTH 8
 #define KDA_ROWS 6
 #include "chunk.h"
+#if !defined(KDA_EMULATE_AVX512) /* tests define it: the 16-lane code in AVX2 halves, for machines without AVX-512 */
 #if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,prefer-512-bit"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512"))), apply_to = function)
 #else
-#pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")
+#endif
 #endif
 #define KDA_ISA avx512
 #define KDA_WIDTH 16
@@ -126,6 +126,13 @@ struct Task {
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
+#endif
+#if !defined(KDA_EMULATE_AVX512)
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
 #endif
 #endif
 
@@ -139,12 +146,16 @@ struct Isa {
 /* The instruction sets of this machine, best first. */
 const std::vector<Isa> &instruction_sets() {
 #if defined(__x86_64__)
+  const bool avx2_here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#if defined(KDA_EMULATE_AVX512)
+  const bool avx512_here = avx2_here;
+#else
+  const bool avx512_here = avx2_here && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+#endif
   static const std::vector<Isa> all = {
-      {"avx512", avx512::PW,
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"),
-       avx512::task},
-      {"avx2", avx2::PW, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::task},
+      {"avx512", avx512::PW, avx512_here, avx512::task},
+      {"avx2", avx2::PW, avx2_here, avx2::task},
       {"baseline", baseline::PW, true, baseline::task}};
 #else
   static const std::vector<Isa> all = {{"baseline", baseline::PW, true, baseline::task}};
