@@ -36,6 +36,10 @@ CELLS = range(30, 51)
 WORDS = range(1000, 2501)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
+TAGS = {  # what a cell may be tagged, and what for
+    "nbval-ignore-output": "its output varies: timings, machines, the ledger",
+    "raises-exception": "its error is the lesson",
+}
 CELL_METADATA = ("alt", "jupyter", "tags")
 NOTEBOOK_METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -61,6 +65,9 @@ def normalise(nb: NotebookNode, root: Path) -> NotebookNode:
         cell.source = cell.source.rstrip()
         cell.id = _stable_id(cell, seen)
         cell.metadata = {k: v for k, v in cell.metadata.items() if k in CELL_METADATA and v}
+        if "tags" in cell.metadata:  # nbval knows NBVAL_IGNORE_OUTPUT as a comment, not as a tag
+            tags = {tag.lower().replace("_", "-") for tag in cell.metadata["tags"]}
+            cell.metadata["tags"] = sorted(tags)
         if cell.cell_type != "code":
             continue
         if cell.execution_count is not None:
@@ -148,10 +155,15 @@ def canonical_text(nb: NotebookNode) -> str:
     return nbformat.writes(nb, version=4).rstrip("\n") + "\n"
 
 
+def read(path: Path) -> NotebookNode:
+    """The notebook as it lies there; nbformat's own reader would mend ids, at random."""
+    return nbformat.v4.reads_json(path.read_text(encoding="utf-8"))
+
+
 def normalise_file(path: Path) -> bool:
     """Rewrites `path` in canonical form; returns whether it changed."""
     before = path.read_text(encoding="utf-8")
-    after = canonical_text(normalise(nbformat.v4.reads_json(before), _root(path)))
+    after = canonical_text(normalise(read(path), _root(path)))
     if after != before:
         path.write_text(after, encoding="utf-8")
     return after != before
@@ -216,7 +228,7 @@ def problems(path: Path) -> list[str]:
     """Everything that keeps `path` from being a stored lesson: where it is and what to do."""
     text = path.read_text(encoding="utf-8")
     try:
-        nb = nbformat.v4.reads_json(text)
+        nb = read(path)
         canonical = canonical_text(normalise(nb, _root(path)))
     except (ValueError, AttributeError) as error:  # no JSON; no cells
         return [f"not a notebook: {error}"]
@@ -285,6 +297,8 @@ def _cell_problems(cell: NotebookNode) -> Iterator[str]:
     if lines > MAX_LINES:
         yield f"{lines} lines of code, at most {MAX_LINES}; split it, or move part into kda_lab"
     tags = cell.metadata.get("tags", [])
+    for tag in set(tags) - set(TAGS):
+        yield f"the tag {tag}; a cell may have {' or '.join(TAGS)}"
     if cell.execution_count is None:
         yield "not executed; run: kda-lab notebook run"
     for out in cell.outputs:

@@ -126,6 +126,7 @@ REFUSED = {
     "long cell": (add(code("x = 1\n" * 41 + "x = 2")), "42 lines of code"),
     "semicolon": (add(code("x = 1\nplt.plot(x);")), "an expression ends in `;`"),
     "semicolon after a magic": (add(code("%matplotlib inline\nf(1) ; # quiet")), "ends in `;`"),
+    "unknown tag": (add(code("x", tags=["nbval-skip"])), "the tag nbval-skip"),
     "live widget alone": (
         add(code("w", new_output("display_data", dict(WIDGET)))),
         "lacks a static picture",
@@ -162,6 +163,8 @@ def test_not_canonical(change, tmp_path):
     text = path.read_text()
     assert change(text) != text
     path.write_text(change(text))
+    twice = [form.canonical_text(form.normalise(form.read(path), tmp_path)) for _ in range(2)]
+    assert twice[0] == twice[1], "no part of it is random"
     assert any("not in canonical form" in problem for problem in form.problems(path))
     assert form.normalise_file(path)
     assert form.problems(path) == []
@@ -188,7 +191,7 @@ def test_what_normalise_does(tmp_path):
         code("one()", picture(""), alt="first"),
     ]
     nb.metadata = {"widgets": {"state": 1}, "kernelspec": {"name": "conda-env"}}
-    nb.cells[2].metadata = {"execution": {"iopub.status.busy": "2026"}, "tags": ["a"]}
+    nb.cells[2].metadata = {"execution": {"x": "2026"}, "tags": ["NBVAL_IGNORE_OUTPUT", "a"]}
     out = form.normalise(nb, tmp_path)
     progress, trace, widget, two, one = out.cells[-5:]
     assert [o.text for o in progress.outputs] == ["100%\ndone"]
@@ -198,7 +201,7 @@ def test_what_normalise_does(tmp_path):
     assert [o.metadata["image/png"]["alt"] for o in two.outputs] == ["first", "second"]
     assert one.outputs[0].metadata["image/png"]["alt"] == "first"
     assert out.metadata == form.NOTEBOOK_METADATA
-    assert out.cells[2].metadata == {"tags": ["a"]}
+    assert out.cells[2].metadata == {"tags": ["a", "nbval-ignore-output"]}
     assert nb.cells[-1].outputs[0].metadata == {}, "the notebook given is left alone"
 
 
