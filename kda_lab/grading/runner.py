@@ -137,10 +137,16 @@ def close_nursery() -> None:
 
 
 class Submission:
-    """One learner's exercise file in a process of its own. Use as a context manager."""
+    """One learner's exercise file in a process of its own. Use as a context manager.
 
-    def __init__(self, folder: Path, filename: str, seconds: float = FILE_SECONDS):
+    namespaces: use the first layer of the lock where the system has it (`worker.separate`).
+    """
+
+    def __init__(
+        self, folder: Path, filename: str, seconds: float = FILE_SECONDS, namespaces: bool = True
+    ):
         self.folder, self.filename = Path(folder).resolve(), filename
+        self.namespaces = namespaces
         self.end = time.monotonic() + seconds
         self.socket: socket.socket | None = None
         self.trouble: Reply | None = None  # why the file cannot be used at all
@@ -175,6 +181,7 @@ class Submission:
             "text": text,
             "hidden": [str(p.resolve()) for p in hidden if p.is_dir() and not self._holds(p)],
             "seconds": FILE_SECONDS,
+            "namespaces": self.namespaces,
         }
         with theirs:
             nursery().ask(job, theirs.fileno())

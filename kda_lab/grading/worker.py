@@ -33,6 +33,7 @@ DTYPES = {str(d).removeprefix("torch."): d for d in (
 )}  # fmt: skip
 LARGEST = 64 << 20  # bytes in one message
 LARGEST_HEAD = 1 << 20  # of which JSON
+MOST = 10_000  # numbers, texts and tensors in one result
 PRINTED = 4000  # characters of the learner's own output that are kept
 GUARD = 64  # elements on both sides of an argument, filled with NaN
 MEMORY = 2 << 30  # bytes of private memory a learner's process may hold
@@ -48,8 +49,13 @@ class Garbled(ValueError):
 def pack(value) -> bytes:
     """Numbers, text, tensors and nests of them as a JSON head and raw buffers."""
     buffers: list[bytes] = []
+    room, values = LARGEST - LARGEST_HEAD, 0
 
     def tree(x):
+        nonlocal room, values
+        values += 1
+        if values > MOST:
+            raise ValueError(f"a result of more than {MOST} values cannot be graded")
         if x is None or isinstance(x, bool | str):
             return {"is": "plain", "x": x if x is None or isinstance(x, bool) else str(x)}
         if isinstance(x, np.generic):
@@ -59,10 +65,14 @@ def pack(value) -> bytes:
         if isinstance(x, np.ndarray):
             x = torch.from_numpy(np.ascontiguousarray(x))
         if isinstance(x, torch.Tensor):
-            x = x.detach().as_subclass(torch.Tensor).cpu().to_dense().resolve_conj().contiguous()
+            x = x.detach().as_subclass(torch.Tensor)
             name = str(x.dtype).removeprefix("torch.")
             if name not in DTYPES:
                 raise TypeError(f"a result of dtype {name} cannot be graded")
+            room -= x.numel() * x.element_size()
+            if room < 0:
+                raise ValueError(f"a result of more than {LARGEST >> 20} MB cannot be graded")
+            x = x.cpu().to_dense().resolve_conj().contiguous()
             buffers.append(x.reshape(-1).view(torch.uint8).numpy().tobytes())
             return {"is": "tensor", "dtype": name, "shape": list(x.shape)}
         if isinstance(x, list | tuple):
@@ -238,6 +248,7 @@ def blunt() -> None:
         (signal, ["pidfd_send_signal"]),
         (sys.modules["_signal"], ["pidfd_send_signal"]),
         (torch, ["from_file"]),
+        (torch._C, ["PyTorchFileReader", "PyTorchFileWriter"]),
     ):
         for name in names:
             if hasattr(module, name):
@@ -296,7 +307,7 @@ def guard(hidden: list[str], readable: list[str]) -> None:
 
 def lock(job: dict) -> bool:
     """Close every door; True when the namespaces hold. From here on only the learner's code and torch."""
-    apart = separate(job["hidden"])
+    apart = job["namespaces"] and separate(job["hidden"])
     os.chdir("/")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
