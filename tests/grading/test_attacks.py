@@ -164,7 +164,7 @@ for x in seen:
     if isinstance(x, tuple) and len(x) == 2 and all(isinstance(y, torch.Tensor) for y in x):
         return x
 for module in list(sys.modules.values()):
-    if hasattr(module, "EXERCISES") or getattr(module, "__name__", "").startswith("kda_lab"):
+    if "EXERCISES" in vars(module) or str(vars(module).get("__name__")).startswith("kda_lab"):
         raise SystemExit("found the tests")
 return v, initial_state
 """
@@ -336,7 +336,7 @@ for act in (
 ):
     try:
         act()
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, AttributeError):
         continue
     raise AssertionError("it could be done")
 return v, initial_state
