@@ -253,14 +253,16 @@ template <int R>
 KDA_INLINE void outputs(const Scratch &s, const float *S, int panel, int i, int K) {
   vf o[R][2];
   through_state<R>(o, s.q_in + i * s.Kp, s.Kp, S, K);
-  for (int j = 0; j < i + R; ++j) {
+  auto add = [&](int j, int from) __attribute__((always_inline)) {
     const vf u0 = load(s.U + j * PW), u1 = load(s.U + j * PW + W);
-    for (int r = 0; r < R; ++r) {
+    for (int r = from; r < R; ++r) {
       const float M = s.M[(i + r) * CHUNK + j];
       o[r][0] += M * u0;
       o[r][1] += M * u1;
     }
-  }
+  };
+  for (int j = 0; j < i; ++j) add(j, 0);
+  for (int p = 0; p < R; ++p) add(i + p, p); /* nothing, not even a NaN, comes from a later token */
   float *to = s.o + i * s.Vp + panel * PW;
   for (int r = 0; r < R; ++r) {
     store(to + r * s.Vp, o[r][0]);
