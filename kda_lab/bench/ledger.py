@@ -124,9 +124,9 @@ def write(entry: dict, path: Path) -> Path:
 
 
 def file_name(entry: dict) -> str:
-    """`bench-nvidia-h200-20261124T003100Z.json`: kind, GPU, date."""
-    device = "-".join((entry["gpu"] or "here").lower().split())
-    return f"{entry['kind']}-{device}-{entry['date'].replace('-', '').replace(':', '')}.json"
+    """`bench-nvidia-h200-20261124T003100Z.json`: kind, GPU if any, date."""
+    date = entry["date"].replace("-", "").replace(":", "")
+    return "-".join([entry["kind"], *entry["gpu"].lower().split(), date]) + ".json"
 
 
 def add(path: Path) -> Path:
