@@ -29,10 +29,18 @@ def shade(rung: str) -> str:
     return SHADES[min(place, len(SHADES) - 1)]
 
 
+def without_auto(by_workload: dict[str, dict[str, dict]]) -> dict[str, dict[str, dict]]:
+    """The rungs themselves: `auto` is one of them under another name."""
+    rungs = {
+        w: {r: x for r, x in by_rung.items() if r != "auto"} for w, by_rung in by_workload.items()
+    }
+    return {w: by_rung for w, by_rung in rungs.items() if by_rung}
+
+
 def time_against_floor(gate: str = "strong", rows: list[dict] | None = None) -> tuple[Figure, str]:
     """Every workload's rungs and peers as multiples of its floor, and what the picture shows in words."""
     by_workload = tables.timed(ledger.show() if rows is None else rows, "forward", gate)
-    by_workload = {w: r for w, r in by_workload.items() if r}
+    by_workload = without_auto(by_workload)
     with palette.style():
         fig, ax = plt.subplots(figsize=(7.2, 0.9 + 0.34 * max(len(by_workload), 3)))
         if not by_workload:
@@ -43,7 +51,7 @@ def time_against_floor(gate: str = "strong", rows: list[dict] | None = None) -> 
             rungs = by_workload[name]
             peers = {p: t for row in rungs.values() for p, t in row["peers"].items()}
             floor = next(iter(rungs.values()))["floor_ms"]
-            for peer, ms in peers.items():
+            for i, (peer, ms) in enumerate(sorted(peers.items(), key=lambda item: item[1])):
                 ax.plot(ms / floor, y, "|", ms=13, mew=2.5, color=palette.PEER)
                 if y == 0:
                     palette.label(
@@ -52,7 +60,7 @@ def time_against_floor(gate: str = "strong", rows: list[dict] | None = None) -> 
                         y,
                         tables.PEERS[peer],
                         "peer",
-                        xytext=(0, 9),
+                        xytext=(0, 10 + 9 * (i % 2)),
                         ha="center",
                         fontsize=7,
                     )
@@ -70,7 +78,7 @@ def time_against_floor(gate: str = "strong", rows: list[dict] | None = None) -> 
             yticks=range(len(names)),
             yticklabels=names,
         )
-        ax.set_ylim(len(names) - 0.3, -0.8)
+        ax.set_ylim(len(names) - 0.3, -1.1)
         ax.grid(axis="x", which="both", alpha=0.5)
         ax.set_title(
             f"Forward, {gate} gate: how far from the floor. {tables.recorded(flat)}", fontsize=9
@@ -90,6 +98,7 @@ def roofline(rows: list[dict] | None = None) -> tuple[Figure, str]:
     """Achieved arithmetic rate against intensity under the measured roof, strong gate, one mark a rung and workload."""
     entries = [e for e in ledger.files() if e["kind"] == "bench"]
     by_workload = tables.timed(ledger.show() if rows is None else rows, "forward", "strong")
+    by_workload = without_auto(by_workload)
     flat = [(w, row) for w, by_rung in by_workload.items() for row in by_rung.values()]
     with palette.style():
         fig, ax = plt.subplots(figsize=(6.4, 4.0))
@@ -119,10 +128,11 @@ def roofline(rows: list[dict] | None = None) -> tuple[Figure, str]:
         last: dict[str, tuple[float, float]] = {}
         for name, row in flat:
             w = wl.ALL[name]
-            last[row["rung"]] = w.flops / w.floor_bytes, w.flops / tables.milliseconds(row) / 1e9
-            ax.plot(*last[row["rung"]], MARKS[row["rung"]], ms=6, color=shade(row["rung"]))
-        for rung, (i, rate) in last.items():
-            palette.label(ax, i, rate, rung, shade(rung), xytext=(8, 0), fontsize=8)
+            here = w.flops / w.floor_bytes, w.flops / tables.milliseconds(row) / 1e9
+            last[row["rung"]] = max(here, last.get(row["rung"], here))
+            ax.plot(*here, MARKS[row["rung"]], ms=6, color=shade(row["rung"]))
+        for rung, (x_last, rate) in last.items():
+            palette.label(ax, x_last, rate, rung, shade(rung), xytext=(14, 0), fontsize=9)
         ax.set(xscale="log", yscale="log", xlim=(1, 4000))
         ax.set(xlabel="FLOP per byte that must move (chunk-16 form)", ylabel="TFLOP/s achieved")
         ax.set_title(tables.recorded([row for _, row in flat]), fontsize=9)
