@@ -31,7 +31,7 @@ __device__ inline float load(const kda_tensor &x, int64_t i) { return load(x.dat
 __device__ inline void store(const kda_tensor &x, int64_t i, float y) { store(x.data, x.dtype, i, y); }
 
 // Element index of x[b, t, h, 0]. 64 bits: tensors of more than 2^31 elements are served.
-__device__ inline int64_t row(const kda_tensor &x, int64_t b, int64_t t, int64_t h) {
+__device__ inline int64_t row(const kda_tensor &x, int64_t b, int64_t t, int h) {
   return b * x.stride_batch + t * x.stride_token + h * x.stride_head;
 }
 
@@ -40,8 +40,20 @@ __device__ inline int64_t row(const kda_tensor &x, int64_t b, int64_t t, int64_t
 // 1 / (1 + e^-x). __expf errs by |x| * 1e-7, __fdividef gives 0 for e^-x = inf.
 __device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
-// log(1 + e^x) without overflow; log1pf keeps its digits where e^x is tiny.
-__device__ inline float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(__expf(-fabsf(x))); }
+// log(1 + e^x) = max(x, 0) + log(1 + y) with y = e^-|x| <= 1, and log(1 + y) = 2 artanh(y / (2 + y)):
+// an odd series in s <= 1/3 that keeps all digits where y is tiny and needs no branch.
+__device__ inline float softplus(float x) {
+  const float y = __expf(-fabsf(x)), s = __fdividef(y, 2.0f + y), ss = s * s;
+  float p = 1.0f / 15.0f;  // the next term, 3^-16 / 17, is 1e-9
+  p = fmaf(p, ss, 1.0f / 13.0f);
+  p = fmaf(p, ss, 1.0f / 11.0f);
+  p = fmaf(p, ss, 1.0f / 9.0f);
+  p = fmaf(p, ss, 1.0f / 7.0f);
+  p = fmaf(p, ss, 1.0f / 5.0f);
+  p = fmaf(p, ss, 1.0f / 3.0f);
+  p = fmaf(p, ss, 1.0f);
+  return fmaxf(x, 0.0f) + 2.0f * s * p;
+}
 
 // e^g. A weak gate multiplies the state thousands of times, so near 1 the factor must be rounded to
 // nearest: there the series is exact to half an ulp, where the hardware's ex2 is not. -inf gives 0.
@@ -63,17 +75,22 @@ struct Gate {
 
   __device__ float bias_at(int c) const { return bias ? bias[c] : 0.0f; }
 
+  __device__ float sigmoid_gate(float g, float bias_c) const {
+    return lower_bound * sigmoid(rate * (g + bias_c));
+  }
+  __device__ float softplus_gate(float g, float bias_c) const { return -rate * softplus(g + bias_c); }
+
   __device__ float log_decay(float g, float bias_c) const {
-    if (kind == KDA_GATE_SIGMOID) return lower_bound * sigmoid(rate * (g + bias_c));
-    if (kind == KDA_GATE_SOFTPLUS) return -rate * softplus(g + bias_c);
+    if (kind == KDA_GATE_SIGMOID) return sigmoid_gate(g, bias_c);
+    if (kind == KDA_GATE_SOFTPLUS) return softplus_gate(g, bias_c);
     return g;
   }
 };
 
-__device__ inline Gate gate_of(const kda_args &a, int64_t hv) {
+__device__ inline Gate gate_of(const kda_args &a, int hv) {
   const bool raw = a.gate == KDA_GATE_SOFTPLUS || a.gate == KDA_GATE_SIGMOID;
   return {a.gate, raw && a.A_log ? expf(a.A_log[hv]) : 1.0f, a.lower_bound,
-          raw && a.dt_bias ? a.dt_bias + hv * a.dim_k : nullptr};
+          raw && a.dt_bias ? a.dt_bias + int64_t(hv) * a.dim_k : nullptr};
 }
 
 __device__ inline float activate_beta(int kind, float x) {
@@ -103,7 +120,7 @@ __device__ inline Span span_of(const kda_args &a, int64_t n) {
 }
 
 // Element index of S[c, x] (channel c of K, column x of V) in slot n of a state buffer.
-__device__ inline int64_t state_at(const kda_args &a, int64_t n, int64_t hv, int c, int x) {
+__device__ inline int64_t state_at(const kda_args &a, int64_t n, int hv, int c, int x) {
   const int64_t base = (n * a.heads_v + hv) * int64_t(a.dim_k) * a.dim_v;
   return base + (a.state_v_first ? int64_t(x) * a.dim_k + c : int64_t(c) * a.dim_v + x);
 }

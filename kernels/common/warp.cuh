@@ -43,19 +43,48 @@ __device__ inline int first_of(int lane) {
   return lane / STRIDE % LANES * N / LANES;
 }
 
-// A row of fp32 or bf16 numbers in global or shared memory.
+// A row of fp32 or bf16 numbers in global or shared memory. Reading and converting are two steps, so
+// that a warp can start every load before it needs the first value.
 struct Row {
   const void *data;
   int dtype;
-  __device__ float operator[](int i) const { return load(data, dtype, i); }
+  // Numbers first, first + 32, ... of n; zero from n on. One base address, immediate offsets.
+  template <int N>
+  __device__ void bits(int first, int n, uint32_t (&out)[N]) const {
+    if (dtype == KDA_BF16) {
+      const uint16_t *p = static_cast<const uint16_t *>(data) + first;
+#pragma unroll
+      for (int i = 0; i < N; ++i) out[i] = first + 32 * i < n ? p[32 * i] : 0;
+    } else {
+      const uint32_t *p = static_cast<const uint32_t *>(data) + first;
+#pragma unroll
+      for (int i = 0; i < N; ++i) out[i] = first + 32 * i < n ? p[32 * i] : 0;
+    }
+  }
+  __device__ float value(uint32_t bits) const {
+    return __uint_as_float(dtype == KDA_BF16 ? bits << 16 : bits);
+  }
 };
 
-__device__ inline Row row_of(const kda_tensor &x, int64_t b, int64_t t, int64_t h) {
+__device__ inline Row row_of(const kda_tensor &x, int64_t b, int64_t t, int h) {
   const int64_t size = x.dtype == KDA_BF16 ? 2 : 4;
   return {static_cast<const char *>(x.data) + row(x, b, t, h) * size, x.dtype};
 }
 
-// What the recurrence reads of a token, in shared memory: KP >= K channels, zero beyond K.
+// The raw rows of a token; lane l holds channels l + 32 i.
+template <int KP>
+struct RawToken {
+  Row q, k, g;
+  uint32_t q_bits[KP / 32], k_bits[KP / 32], g_bits[KP / 32];
+
+  __device__ void load(int K, int lane) {
+    q.bits(lane, K, q_bits);
+    k.bits(lane, K, k_bits);
+    g.bits(lane, K, g_bits);
+  }
+};
+
+// What the recurrence reads of a token, in shared memory: KP >= K channels, k and q are zero beyond K.
 template <int KP>
 struct Token {
   float d[KP];  // exp(g)
@@ -63,24 +92,28 @@ struct Token {
   float q[KP];  // normalised when asked for, times scale
 };
 
-// One warp fills `out` from a token's raw rows and returns <q, k> (with the scale) to every lane.
+// One warp fills `out` and returns <q, k> (with the scale) to every lane.
 // o = S'^T q = (Diag(d) S)^T q + u <q, k>: with <q, k> at hand both reads of S are one pass, and the
 // lanes meet once a token, not twice.
 template <int KP>
-__device__ inline float prepare(const kda_args &a, const Gate &gate, const float (&bias)[KP / 32],
-                                const Row &q_row, const Row &k_row, const Row &g_row, int lane,
-                                Token<KP> *out) {
-  float q[KP / 32], k[KP / 32], qq = 0.0f, kk = 0.0f, qk = 0.0f;
+__device__ inline float activate(const kda_args &a, const Gate &gate, const float (&bias)[KP / 32],
+                                 const RawToken<KP> &raw, int lane, Token<KP> *out) {
+  float q[KP / 32], k[KP / 32], g[KP / 32], qq = 0.0f, kk = 0.0f, qk = 0.0f;
 #pragma unroll
   for (int i = 0; i < KP / 32; ++i) {
-    const int c = lane + 32 * i;
-    const bool inside = c < a.dim_k;
-    q[i] = inside ? q_row[c] : 0.0f;
-    k[i] = inside ? k_row[c] : 0.0f;
-    out->d[c] = inside ? decay(gate.log_decay(g_row[c], bias[i])) : 0.0f;
+    q[i] = raw.q.value(raw.q_bits[i]);
+    k[i] = raw.k.value(raw.k_bits[i]);
+    g[i] = raw.g.value(raw.g_bits[i]);
     qq = fmaf(q[i], q[i], qq);
     kk = fmaf(k[i], k[i], kk);
     qk = fmaf(q[i], k[i], qk);
+  }
+  if (gate.kind == KDA_GATE_SIGMOID) {
+#pragma unroll
+    for (int i = 0; i < KP / 32; ++i) g[i] = gate.sigmoid_gate(g[i], bias[i]);
+  } else if (gate.kind == KDA_GATE_SOFTPLUS) {
+#pragma unroll
+    for (int i = 0; i < KP / 32; ++i) g[i] = gate.softplus_gate(g[i], bias[i]);
   }
   float q_scale = a.scale, k_scale = 1.0f;
   if (a.l2norm) {
@@ -90,6 +123,7 @@ __device__ inline float prepare(const kda_args &a, const Gate &gate, const float
 #pragma unroll
   for (int i = 0; i < KP / 32; ++i) {
     const int c = lane + 32 * i;
+    out->d[c] = decay(g[i]);  // finite beyond K, where S is 0
     out->q[c] = q[i] * q_scale;
     out->k[c] = k[i] * k_scale;
   }
@@ -97,13 +131,10 @@ __device__ inline float prepare(const kda_args &a, const Gate &gate, const float
 }
 
 template <int KP>
-__device__ inline void load_bias(const kda_args &a, const Gate &gate, int lane,
-                                 float (&bias)[KP / 32]) {
+__device__ inline void load_bias(const Gate &gate, int K, int lane, float (&bias)[KP / 32]) {
 #pragma unroll
-  for (int i = 0; i < KP / 32; ++i) {
-    const int c = lane + 32 * i;
-    bias[i] = c < a.dim_k ? gate.bias_at(c) : 0.0f;
-  }
+  for (int i = 0; i < KP / 32; ++i)
+    bias[i] = gate.bias && lane + 32 * i < K ? gate.bias[lane + 32 * i] : 0.0f;
 }
 
 }  // namespace kda

@@ -1,13 +1,14 @@
 // decode: one token (or a few) for every sequence of a batch; the state streams through registers.
 //
 // Idea       A token costs 4 fp32 operations for every state element that is read and written back, so
-//            this is a copy of the state with a little arithmetic on the way. Every thread starts all
-//            its 16-byte state loads before anything else; gate, norm and beta are computed by the warps
-//            while those loads fly; then two dot products, the update, and the stores.
-// Changed    from v1: no chunks, no staging of the state, a block for each slab of columns of a head, many
-//            small blocks an SM. Caches of slots: slot i of sequence n is state_indices[n].
+//            this is a copy of the state with a little arithmetic on the way. Four warps start all their
+//            16-byte state loads before anything else; a fifth warp meanwhile computes gate, norm and
+//            beta; then two dot products, the update, and the stores.
+// Changed    from v1: no chunks, no staging; a block for each slab of columns of a head, many small blocks
+//            an SM. The two roles never share a register. Caches of slots: sequence n keeps its state in
+//            slot state_indices[n].
 // Predicted  Per SM at least 16 KB of loads in flight saturate memory (3 TB/s * 0.7 us / 132 SMs); here a
-//            block holds 16 KB and eight fit an SM. 90 % of copy bandwidth once B * H >= 1024; B = 1,
+//            block holds 16 KB and four to six fit an SM. 90 % of copy bandwidth once B * H >= 1024; B = 1,
 //            H = 32 is one 16 KB block for each SM: launch plus two memory latencies, 4 to 5 us.
 // Ledger     rung decode, direction decode: 1-H32, 8-H32, 32-H32, 256-H32, 128-H96 (lost: NOTES.md).
 //
@@ -22,11 +23,12 @@
 
 namespace {
 
-constexpr int kMaxTokens = 8;     // without cu_seqlens; a group that is activated together
+constexpr int kMaxTokens = 8;     // without cu_seqlens: a longer sequence is v1's
 constexpr int kStateFloats = 32;  // of a thread: 8 loads of 16 bytes (fp32) in flight
+constexpr int kFeeder = 32;       // threads that only activate tokens
 
-// Threads asked for on an SM: 96 or 128 registers each, so that nothing spills.
-constexpr int threads_per_sm(int K) { return K <= 128 ? 640 : 512; }
+// Four blocks of 128 + 32 threads on an SM: 96 registers each, nothing spills, 64 KB of loads in flight.
+constexpr int blocks_per_sm(int threads) { return threads <= 128 ? 4 : 1; }
 
 // 16 bytes of state: 4 fp32 or 8 bf16 numbers. Streaming: the state is touched once and never fits L2.
 template <typename T>
@@ -78,8 +80,8 @@ __device__ void store_16(void *state, int64_t i, const float *x) {
 
 // Where a block works: sequence n, value head hv, its slab of columns, its slot of the state buffers.
 struct Place {
-  int64_t n, hv, h, slot;
-  int slab;
+  int n, hv, h, slab;
+  int64_t slot;
   bool skipped;
   kda::Span span;
 };
@@ -96,42 +98,45 @@ __device__ Place place_of(const kda_args &a, int slabs) {
   return p;
 }
 
-__device__ int group_size(const Place &p, int64_t t0) {
-  return static_cast<int>(min(int64_t(kMaxTokens), p.span.end - t0));
-}
-
-// What a group of tokens gives to the recurrence, in shared memory.
+// Two tokens in shared memory: the feeder writes one while the others read the other.
 template <int K, int COLUMNS>
-struct Group {
-  kda::Token<K> token[kMaxTokens];
-  float v[kMaxTokens][COLUMNS];
-  float beta[kMaxTokens];
-  float qk[kMaxTokens];
+struct Feed {
+  kda::Token<K> token[2];
+  float v[2][COLUMNS];
+  float beta[2];
+  float qk[2];
 };
 
-// Warp w activates tokens w, w + warps, ...: for one token the other warps only wait.
-template <int K, int COLUMNS>
-__device__ void activate(const kda_args &a, const Place &p, int64_t t0, int tokens,
-                         Group<K, COLUMNS> &group) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  if (warp >= tokens) return;
-  const kda::Gate gate = kda::gate_of(a, p.hv);
-  float bias[K / 32];
-  kda::load_bias<K>(a, gate, lane, bias);
+// The last warp's whole life: activate token after token. The barrier that publishes token t also says
+// that token t - 1 may be read no more once token t + 1 is written, so one barrier a token is enough;
+// BARRIERS is how many the readers' loop has.
+template <int BARRIERS, int K, int COLUMNS>
+__device__ void feed_tokens(const kda_args &a, const Place &p, Feed<K, COLUMNS> &feed) {
+  const int lane = threadIdx.x % 32;
 #pragma unroll 1
-  for (int t = warp; t < tokens; t += warps) {
-    const float beta = kda::load(a.beta, kda::row(a.beta, p.span.b, t0 + t, p.hv));
-    const kda::Row v = kda::row_of(a.v, p.span.b, t0 + t, p.hv);
-#pragma unroll 1
-    for (int x = lane; x < COLUMNS; x += 32)
-      group.v[t][x] = p.slab * COLUMNS + x < a.dim_v ? v[p.slab * COLUMNS + x] : 0.0f;
-    const float qk = kda::prepare<K>(a, gate, bias, kda::row_of(a.q, p.span.b, t0 + t, p.h),
-                                     kda::row_of(a.k, p.span.b, t0 + t, p.h),
-                                     kda::row_of(a.g, p.span.b, t0 + t, p.hv), lane, &group.token[t]);
+  for (int64_t t = p.span.begin; t < p.span.end; ++t) {
+    // Every load first: one trip to memory, beside the state's
+    kda::RawToken<K> raw = {kda::row_of(a.q, p.span.b, t, p.h), kda::row_of(a.k, p.span.b, t, p.h),
+                            kda::row_of(a.g, p.span.b, t, p.hv)};
+    const kda::Row v = kda::row_of(a.v, p.span.b, t, p.hv);
+    const kda::Row beta = kda::row_of(a.beta, p.span.b, t, p.hv);
+    uint32_t v_bits[(COLUMNS + 31) / 32], beta_bits[1];
+    raw.load(K, lane);
+    v.bits(p.slab * COLUMNS + lane, a.dim_v, v_bits);
+    beta.bits(0, 1, beta_bits);
+    const kda::Gate gate = kda::gate_of(a, p.hv);
+    float bias[K / 32];
+    kda::load_bias<K>(gate, K, lane, bias);
+
+    const int i = (t - p.span.begin) % 2;
+    const float qk = kda::activate<K>(a, gate, bias, raw, lane, &feed.token[i]);
+#pragma unroll
+    for (int x = lane; x < COLUMNS; x += 32) feed.v[i][x] = v.value(v_bits[x / 32]);
     if (lane == 0) {
-      group.beta[t] = kda::activate_beta(a.beta_kind, beta);
-      group.qk[t] = qk;
+      feed.beta[i] = kda::activate_beta(a.beta_kind, beta.value(beta_bits[0]));
+      feed.qk[i] = qk;
     }
+    for (int j = 0; j < BARRIERS; ++j) __syncthreads();
   }
 }
 
@@ -160,14 +165,16 @@ struct VFirst {
 };
 
 template <typename T, class S>
-__global__ void __launch_bounds__(S::kThreads, threads_per_sm(S::K) / S::kThreads)
+__global__ void __launch_bounds__(S::kThreads + kFeeder, blocks_per_sm(S::kThreads))
     decode_v_first(const __grid_constant__ kda_args a, int slabs) {
   constexpr int K = S::K, N = S::N, LANES = S::LANES, ROWS = S::ROWS, PIECES = S::PIECES;
-  __shared__ Group<K, S::kBlockRows> group;
+  __shared__ Feed<K, S::kBlockRows> feed;
   const Place p = place_of(a, slabs);
   const int first = p.slab * S::kBlockRows;
   zero_o(a, p, p.skipped ? p.span.begin : p.span.end, p.span.tail, first, S::kBlockRows);
   if (p.skipped) return;
+
+  if (threadIdx.x >= S::kThreads) return feed_tokens<1>(a, p, feed);
 
   const int lane = threadIdx.x % 32, in_row = lane % LANES;
   // Row `r` of this lane is column first_row + r * kNextRow of V
@@ -184,9 +191,6 @@ __global__ void __launch_bounds__(S::kThreads, threads_per_sm(S::K) / S::kThread
           raw[r][j] = load_16<T>(a.initial_state,
                                  base + int64_t(first_row + r * kNextRow) * K + j * LANES * N);
 
-  int tokens = group_size(p, p.span.begin);
-  activate(a, p, p.span.begin, tokens, group);  // while the state is on its way
-  __syncthreads();
   float s[ROWS][PIECES * N];
 #pragma unroll
   for (int r = 0; r < ROWS; ++r)
@@ -200,50 +204,44 @@ __global__ void __launch_bounds__(S::kThreads, threads_per_sm(S::K) / S::kThread
   const bool writes = sum >= ROWS && in_row % kCopies == 0 && my_x < a.dim_v;
 
 #pragma unroll 1
-  for (int64_t t0 = p.span.begin; t0 < p.span.end; t0 += kMaxTokens) {
-    if (t0 > p.span.begin) {
-      tokens = group_size(p, t0);
-      __syncthreads();  // the last group has been read
-      activate(a, p, t0, tokens, group);
-      __syncthreads();
-    }
-#pragma unroll 1
-    for (int t = 0; t < tokens; ++t) {
-      float sums[2 * ROWS] = {};
+  for (int64_t t = p.span.begin; t < p.span.end; ++t) {
+    const int now = (t - p.span.begin) % 2;
+    __syncthreads();  // token t is ready
+    float sums[2 * ROWS] = {};
 #pragma unroll
-      for (int j = 0; j < PIECES; ++j)
+    for (int j = 0; j < PIECES; ++j)
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-          const int c = (j * LANES + in_row) * N + i;
-          const float d = group.token[t].d[c], k = group.token[t].k[c], q = group.token[t].q[c];
+      for (int i = 0; i < N; ++i) {
+        const int c = (j * LANES + in_row) * N + i;
+        const float d = feed.token[now].d[c], k = feed.token[now].k[c], q = feed.token[now].q[c];
 #pragma unroll
-          for (int r = 0; r < ROWS; ++r) {
-            float &x = s[r][j * N + i];
-            x *= d;                                       // S <- Diag(exp(g)) S
-            sums[r] = fmaf(x, k, sums[r]);                // S^T k
-            sums[ROWS + r] = fmaf(x, q, sums[ROWS + r]);  // S^T q, before the write
-          }
+        for (int r = 0; r < ROWS; ++r) {
+          float &x = s[r][j * N + i];
+          x *= d;                                       // S <- Diag(exp(g)) S
+          sums[r] = fmaf(x, k, sums[r]);                // S^T k
+          sums[ROWS + r] = fmaf(x, q, sums[ROWS + r]);  // S^T q, before the write
         }
-      kda::reduce_scatter<2 * ROWS, LANES>(sums, lane);
-      const float u_mine = group.beta[t] * (group.v[t][my_x - first] - sums[0]);  // u = beta (v - S^T k), in the readers
-      float u[ROWS];
+      }
+    kda::reduce_scatter<2 * ROWS, LANES>(sums, lane);
+    // u = beta (v - S^T k), in the readers; every lane then fetches its rows' u
+    const float u_mine = feed.beta[now] * (feed.v[now][my_x - first] - sums[0]);
+    float u[ROWS];
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r)
-        u[r] = __shfl_sync(kda::kWarp, u_mine, lane / LANES * LANES + r * kCopies);
-      const float u_read = __shfl_sync(kda::kWarp, u_mine, lane / LANES * LANES + mine * kCopies);
+    for (int r = 0; r < ROWS; ++r)
+      u[r] = __shfl_sync(kda::kWarp, u_mine, lane / LANES * LANES + r * kCopies);
+    const float u_read = __shfl_sync(kda::kWarp, u_mine, lane / LANES * LANES + mine * kCopies);
 #pragma unroll
-      for (int j = 0; j < PIECES; ++j)
+    for (int j = 0; j < PIECES; ++j)
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-          const float k = group.token[t].k[(j * LANES + in_row) * N + i];
+      for (int i = 0; i < N; ++i) {
+        const float k = feed.token[now].k[(j * LANES + in_row) * N + i];
 #pragma unroll
-          for (int r = 0; r < ROWS; ++r)
-            s[r][j * N + i] = fmaf(k, u[r], s[r][j * N + i]);  // S <- S + k u^T
-        }
-      if (writes)
-        kda::store(a.o, kda::row(a.o, p.span.b, t0 + t, p.hv) + my_x,
-                   fmaf(u_read, group.qk[t], sums[0]));
-    }
+        for (int r = 0; r < ROWS; ++r)
+          s[r][j * N + i] = fmaf(k, u[r], s[r][j * N + i]);  // S <- S + k u^T
+      }
+    if (writes)
+      kda::store(a.o, kda::row(a.o, p.span.b, t, p.hv) + my_x,
+                 fmaf(u_read, feed.qk[now], sums[0]));
   }
 
   if (!a.final_state) return;
@@ -263,25 +261,27 @@ template <typename T, int K_>
 struct KFirst {
   static constexpr int K = K_;
   static constexpr int N = Vec<T>::N;
-  static constexpr int LANES = 8;                           // of a row: 128 bytes
+  static constexpr int LANES = N * K > 1024 ? 4 : 8;        // of a row: 128 bytes, or 256 threads at most
   static constexpr int kBlockCols = LANES * N;
   static constexpr int ROWS = kStateFloats / N;             // channels of a thread
   static constexpr int kThreads = LANES * K / ROWS;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kStride = kThreads / LANES;          // from a thread's channel to its next
-  static_assert(kThreads % 32 == 0 && kThreads <= 1024, "whole warps, one block");
+  static_assert(kThreads % 32 == 0 && kThreads <= 512, "whole warps; two blocks fit the registers of an SM");
 };
 
 template <typename T, class S>
-__global__ void __launch_bounds__(S::kThreads, threads_per_sm(S::K) / S::kThreads)
+__global__ void __launch_bounds__(S::kThreads + kFeeder, blocks_per_sm(S::kThreads))
     decode_k_first(const __grid_constant__ kda_args a, int slabs) {
   constexpr int K = S::K, N = S::N, LANES = S::LANES, ROWS = S::ROWS;
-  __shared__ Group<K, S::kBlockCols> group;
-  __shared__ float partial[2][S::kWarps][2][S::kBlockCols];  // [token parity][warp][k or q][column]
+  __shared__ Feed<K, S::kBlockCols> feed;
+  __shared__ float partial[S::kWarps][2][S::kBlockCols];  // [warp][k or q][column]
   const Place p = place_of(a, slabs);
   const int first = p.slab * S::kBlockCols;
   zero_o(a, p, p.skipped ? p.span.begin : p.span.end, p.span.tail, first, S::kBlockCols);
   if (p.skipped) return;
+
+  if (threadIdx.x >= S::kThreads) return feed_tokens<2>(a, p, feed);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int in_block = lane % LANES * N, x0 = first + in_block;  // this thread's N columns
@@ -294,66 +294,56 @@ __global__ void __launch_bounds__(S::kThreads, threads_per_sm(S::K) / S::kThread
     for (int r = 0; r < ROWS; ++r)
       raw[r] = load_16<T>(a.initial_state, base + int64_t(c0 + r * S::kStride) * a.dim_v);
 
-  int tokens = group_size(p, p.span.begin);
-  activate(a, p, p.span.begin, tokens, group);  // while the state is on its way
-  __syncthreads();
   float s[ROWS][N];
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) Vec<T>::unpack(raw[r], s[r]);
 
 #pragma unroll 1
-  for (int64_t t0 = p.span.begin; t0 < p.span.end; t0 += kMaxTokens) {
-    if (t0 > p.span.begin) {
-      tokens = group_size(p, t0);
-      __syncthreads();  // the last group has been read
-      activate(a, p, t0, tokens, group);
-      __syncthreads();
-    }
-#pragma unroll 1
-    for (int t = 0; t < tokens; ++t) {
-      float sums[2 * N] = {};
+  for (int64_t t = p.span.begin; t < p.span.end; ++t) {
+    const int now = (t - p.span.begin) % 2;
+    __syncthreads();  // token t is ready
+    float sums[2 * N] = {};
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r) {
-        const int c = c0 + r * S::kStride;
-        const float d = group.token[t].d[c], k = group.token[t].k[c], q = group.token[t].q[c];
+    for (int r = 0; r < ROWS; ++r) {
+      const int c = c0 + r * S::kStride;
+      const float d = feed.token[now].d[c], k = feed.token[now].k[c], q = feed.token[now].q[c];
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-          s[r][i] *= d;                               // S <- Diag(exp(g)) S
-          sums[i] = fmaf(s[r][i], k, sums[i]);        // S^T k
-          sums[N + i] = fmaf(s[r][i], q, sums[N + i]);  // S^T q, before the write
-        }
+      for (int i = 0; i < N; ++i) {
+        s[r][i] *= d;                               // S <- Diag(exp(g)) S
+        sums[i] = fmaf(s[r][i], k, sums[i]);        // S^T k
+        sums[N + i] = fmaf(s[r][i], q, sums[N + i]);  // S^T q, before the write
       }
-      constexpr int kGroups = 32 / LANES;  // rows that a warp holds at once
-      kda::reduce_scatter<2 * N, kGroups, LANES>(sums, lane);
-      const int from = kda::first_of<2 * N, kGroups, LANES>(lane);
+    }
+    constexpr int kGroups = 32 / LANES;  // rows that a warp holds at once
+    kda::reduce_scatter<2 * N, kGroups, LANES>(sums, lane);
+    const int from = kda::first_of<2 * N, kGroups, LANES>(lane);
 #pragma unroll
-      for (int i = 0; i < 2 * N / kGroups; ++i)
-        partial[t % 2][warp][(from + i) / N][in_block + (from + i) % N] = sums[i];
-      __syncthreads();
+    for (int i = 0; i < 2 * N / kGroups; ++i)
+      partial[warp][(from + i) / N][in_block + (from + i) % N] = sums[i];
+    __syncthreads();
 
-      float u[N];
+    float u[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      float read = 0.0f;
+#pragma unroll
+      for (int w = 0; w < S::kWarps; ++w) read += partial[w][0][in_block + i];
+      u[i] = feed.beta[now] * (feed.v[now][in_block + i] - read);  // u = beta (v - S^T k)
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      const float k = feed.token[now].k[c0 + r * S::kStride];
+#pragma unroll
+      for (int i = 0; i < N; ++i) s[r][i] = fmaf(k, u[i], s[r][i]);  // S <- S + k u^T
+    }
+    if (threadIdx.x < LANES && inside) {
+      const int64_t o = kda::row(a.o, p.span.b, t, p.hv) + x0;
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         float read = 0.0f;
 #pragma unroll
-        for (int w = 0; w < S::kWarps; ++w) read += partial[t % 2][w][0][in_block + i];
-        u[i] = group.beta[t] * (group.v[t][in_block + i] - read);  // u = beta (v - S^T k)
-      }
-#pragma unroll
-      for (int r = 0; r < ROWS; ++r) {
-        const float k = group.token[t].k[c0 + r * S::kStride];
-#pragma unroll
-        for (int i = 0; i < N; ++i) s[r][i] = fmaf(k, u[i], s[r][i]);  // S <- S + k u^T
-      }
-      if (threadIdx.x < LANES && inside) {
-        const int64_t o = kda::row(a.o, p.span.b, t0 + t, p.hv) + x0;
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-          float read = 0.0f;
-#pragma unroll
-          for (int w = 0; w < S::kWarps; ++w) read += partial[t % 2][w][1][in_block + i];
-          kda::store(a.o, o + i, fmaf(u[i], group.qk[t], read));
-        }
+        for (int w = 0; w < S::kWarps; ++w) read += partial[w][1][in_block + i];
+        kda::store(a.o, o + i, fmaf(u[i], feed.qk[now], read));
       }
     }
   }
@@ -369,13 +359,13 @@ kda_status run(const kda_args *a) {
   if (a->state_v_first) {
     using S = VFirst<T, K>;
     const int slabs = (a->dim_v + S::kBlockRows - 1) / S::kBlockRows;
-    return kda::launch(decode_v_first<T, S>, a->sequences * a->heads_v * slabs, S::kThreads, 0,
-                       a->stream, "decode", *a, slabs);
+    return kda::launch(decode_v_first<T, S>, a->sequences * a->heads_v * slabs, S::kThreads + kFeeder,
+                       0, a->stream, "decode", *a, slabs);
   }
   using S = KFirst<T, K>;
   const int slabs = (a->dim_v + S::kBlockCols - 1) / S::kBlockCols;
-  return kda::launch(decode_k_first<T, S>, a->sequences * a->heads_v * slabs, S::kThreads, 0, a->stream,
-                     "decode", *a, slabs);
+  return kda::launch(decode_k_first<T, S>, a->sequences * a->heads_v * slabs, S::kThreads + kFeeder, 0,
+                     a->stream, "decode", *a, slabs);
 }
 
 template <int K>

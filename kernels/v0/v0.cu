@@ -35,9 +35,9 @@ __global__ void recurrence(const __grid_constant__ kda_args a, int slabs) {
 
   const int column = threadIdx.x;
   const int x = blockIdx.x % slabs * columns + column;  // this thread's column of V
-  const int64_t hv = blockIdx.x / slabs % a.heads_v;    // value head
-  const int64_t n = blockIdx.x / slabs / a.heads_v;     // sequence
-  const int64_t h = hv / (a.heads_v / a.heads_qk);      // its q/k head
+  const int hv = blockIdx.x / slabs % a.heads_v;        // value head
+  const int n = blockIdx.x / slabs / a.heads_v;         // sequence
+  const int h = hv / (a.heads_v / a.heads_qk);          // its q/k head
   const kda::Span span = kda::span_of(a, n);
   const kda::Gate gate = kda::gate_of(a, hv);
 

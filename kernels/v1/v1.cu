@@ -72,7 +72,7 @@ __device__ void stage(char *to, int to_stride, const kda_tensor &x, int64_t firs
 }
 
 template <class S>
-__global__ void __launch_bounds__(S::kThreads, S::KT >= 16 ? 3 : 4)
+__global__ void __launch_bounds__(S::kThreads, S::KP > 128 ? 3 : 4)
     recurrent(const __grid_constant__ kda_args a, int slabs, bool by_16) {
   constexpr int KP = S::KP, KL = S::KL, KT = S::KT, C = S::kChunk;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -80,13 +80,13 @@ __global__ void __launch_bounds__(S::kThreads, S::KT >= 16 ? 3 : 4)
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int slab = blockIdx.x % slabs;  // fastest: the slabs of a head share its q, k, g in L2
-  const int64_t hv = blockIdx.x / slabs % a.heads_v;
-  const int64_t n = blockIdx.x / slabs / a.heads_v;
-  const int64_t h = hv / (a.heads_v / a.heads_qk);
+  const int hv = blockIdx.x / slabs % a.heads_v;
+  const int n = blockIdx.x / slabs / a.heads_v;
+  const int h = hv / (a.heads_v / a.heads_qk);
   const kda::Span span = kda::span_of(a, n);
   const kda::Gate gate = kda::gate_of(a, hv);
   float bias[KP / 32];
-  kda::load_bias<KP>(a, gate, lane, bias);
+  kda::load_bias<KP>(gate, a.dim_k, lane, bias);
 
   // Raw rows of the chunk in flight, each array 16-byte aligned: q, k [C,KP], v [C,kBlockCols], g [C,KP]
   const int size = a.q.dtype == KDA_BF16 ? 2 : 4, g_size = a.g.dtype == KDA_BF16 ? 2 : 4;
@@ -141,12 +141,17 @@ __global__ void __launch_bounds__(S::kThreads, S::KT >= 16 ? 3 : 4)
 
     if (threadIdx.x < tokens) shared.beta[threadIdx.x] = kda::activate_beta(a.beta_kind, raw_beta);
     for (int t = warp; t < tokens; t += S::kThreads / 32) {
-      const kda::Row q{raw_q + t * KP * size, a.q.dtype}, k{raw_k + t * KP * size, a.q.dtype};
-      const kda::Row g{raw_g + t * KP * g_size, a.g.dtype};
+      kda::RawToken<KP> raw = {{raw_q + t * KP * size, a.q.dtype},
+                               {raw_k + t * KP * size, a.q.dtype},
+                               {raw_g + t * KP * g_size, a.g.dtype}};
+      raw.load(a.dim_k, lane);
       const kda::Row v{raw_v + t * S::kBlockCols * size, a.q.dtype};
-      const float qk = kda::prepare<KP>(a, gate, bias, q, k, g, lane, &shared.token[t]);
+      uint32_t v_bits[(S::kBlockCols + 31) / 32];
+      v.bits(lane, block_cols, v_bits);
+#pragma unroll
+      for (int x = lane; x < S::kBlockCols; x += 32) shared.v[t][x] = v.value(v_bits[x / 32]);
+      const float qk = kda::activate<KP>(a, gate, bias, raw, lane, &shared.token[t]);
       if (lane == 0) shared.qk[t] = qk;
-      for (int x = lane; x < S::kBlockCols; x += 32) shared.v[t][x] = x < block_cols ? v[x] : 0.0f;
     }
     __syncthreads();
     stage_chunk(t0 + C);
