@@ -80,8 +80,6 @@ def work(
 
     from kda_lab.bench import suite
 
-    if device == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = False
     target = suite.Target(rung, device, launches)
     stamp = {"rung": rung, "hash": digest}
     for case in cases:

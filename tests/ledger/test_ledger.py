@@ -124,6 +124,19 @@ def test_the_schema_refuses(kernels, spoil, word):
     assert list((kernels / "measurements").iterdir()) == []
 
 
+def test_a_write_that_is_cut_short_leaves_the_old_file(kernels, monkeypatch):
+    path = put(entry("bench", [timed(ms=1.0)]))
+
+    def power_cut(*_):
+        raise OSError("power cut")
+
+    monkeypatch.setattr(ledger.os, "replace", power_cut)
+    with pytest.raises(OSError, match="power cut"):
+        put(entry("bench", [timed(ms=2.0)]))
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert ledger.read(path)["rows"][0]["graph_ms"] == 1.0
+
+
 def test_nan_never_enters(kernels):
     with pytest.raises(ValueError):
         put(entry("bench", [timed(ms=float("nan"))]))
