@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 import kda_lab
-from kda_lab.backend import BACKENDS
 from kda_lab.bench import ledger, peers, sources
 from kda_lab.bench import workloads as wl
 from kda_lab.bench.gold import Heads, sample
@@ -270,7 +269,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--rung",
         nargs="+",
-        help=f"of {', '.join(n for n in BACKENDS)}, auto (default: all compiled, auto)",
+        choices=[*sources.gpu_rungs(), "auto"],
+        help="default: all, as far as they run on this GPU",
     )
     parser.add_argument("--workload", nargs="+", help="by name, such as 8192-H96")
     parser.add_argument("--gate", nargs="+", choices=list(wl.GATES))
