@@ -1,8 +1,8 @@
 """The set-up of every notebook: `from kda_lab.course import *`.
 
-Gives numpy as np, torch, matplotlib.pyplot as plt, kda_lab, palette, and what a lesson calls: check, yours, hint for exercises;
-predict, reveal for guesses; show for pictures; card for what the ledger knows. Figures take the course's style; random numbers
-start from 0 in every notebook.
+Gives numpy as np, torch, matplotlib.pyplot as plt, kda_lab, palette, and what a lesson calls:
+check, yours, hint for exercises; predict, reveal for guesses; show for pictures; card for what the
+ledger knows. Figures take the course's style; random numbers start from 0 in every notebook.
 """
 
 import matplotlib.pyplot as plt

@@ -81,7 +81,7 @@ def kda_recurrent(
     ([4.0, 2.0], [2.0])
     """
     # solution
-    B, T, H, K = q.shape
+    T, H = q.shape[1:3]
     HV = v.shape[2]
     q = q.repeat_interleave(HV // H, dim=2)  # [B,T,HV,K]
     k = k.repeat_interleave(HV // H, dim=2)

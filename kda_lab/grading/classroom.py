@@ -31,7 +31,9 @@ def as_csv(results: dict[str, list[Verdict]]) -> str:
     writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
     writer.writeheader()
     for student, verdicts in results.items():
-        writer.writerows({"student": _cell(student), **v.record(), "message": _cell(v.message)} for v in verdicts)
+        writer.writerows(
+            {"student": _cell(student), **v.record(), "message": _cell(v.message)} for v in verdicts
+        )
     return out.getvalue()
 
 
@@ -55,9 +57,15 @@ def as_json(results: dict[str, list[Verdict]]) -> str:
 
 def table(results: dict[str, list[Verdict]]) -> str:
     """Points per file and student."""
-    keys = list(dict.fromkeys(v.id.split(".")[0] for verdicts in results.values() for v in verdicts))
+    keys = list(
+        dict.fromkeys(v.id.split(".")[0] for verdicts in results.values() for v in verdicts)
+    )
     width = max(len("student"), *map(len, results))
-    lines = [f"{'student':{width}}  " + "  ".join(f"{key:>7}" for key in keys) + "    total  passed  hints"]
+    lines = [
+        f"{'student':{width}}  "
+        + "  ".join(f"{key:>7}" for key in keys)
+        + "    total  passed  hints"
+    ]
     for student, verdicts in results.items():
         cells = []
         for key in keys:
@@ -74,7 +82,9 @@ def table(results: dict[str, list[Verdict]]) -> str:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("kda-lab class", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="DIR", help="one folder per student")
-    parser.add_argument("target", nargs="*", default=["all"], help="ex04, ex04.kda_step or all (default)")
+    parser.add_argument(
+        "target", nargs="*", default=["all"], help="ex04, ex04.kda_step or all (default)"
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="one row a student and exercise")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the same as JSON")
     options = parser.parse_args(argv)

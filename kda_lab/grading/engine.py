@@ -73,7 +73,9 @@ def fresh_seed() -> int:
     return secrets.randbits(62)
 
 
-def run_case(exercise: Exercise, said: Statement, case: Case, runner: Runner, seconds: float) -> Outcome:
+def run_case(
+    exercise: Exercise, said: Statement, case: Case, runner: Runner, seconds: float
+) -> Outcome:
     """Draw new inputs, ask the runner, judge the answer."""
     args = case.make(Draw(fresh_seed(), case.dtype))
     want = model(said.id)(*copy.deepcopy(args)) if case.expect is None else case.expect
@@ -113,7 +115,12 @@ def named(exercise: Exercise, value: Any) -> tuple[dict[str, Any], Problem | Non
 
 
 def words(case: Case, problem: Problem) -> str:
-    lines = [f"[{case.name}] {problem.what}", problem.where, f"Why: {case.why}", f"Try: {case.hint}"]
+    lines = [
+        f"[{case.name}] {problem.what}",
+        problem.where,
+        f"Why: {case.why}",
+        f"Try: {case.hint}",
+    ]
     return "\n".join(line for line in lines if line)
 
 
@@ -138,7 +145,9 @@ def conclude(
     """The verdict on the outcomes found."""
     last = found[-1]
     if last.status == "passed":
-        return Verdict(said.id, "passed", said.points, said.points, hint_level=hint_level, printed=last.printed)
+        return Verdict(
+            said.id, "passed", said.points, said.points, hint_level=hint_level, printed=last.printed
+        )
     message, looks_like = last.message, None
     if last.status in ("failed", "error"):
         near = nearest(exercise, said, runner)
@@ -146,7 +155,15 @@ def conclude(
             looks_like = near.name
             message = message.replace("\nTry: ", f"\nLooks like {near.says}.\nTry: ")
     return Verdict(
-        said.id, last.status, 0, said.points, last.case, message, hint_level, looks_like, last.printed
+        said.id,
+        last.status,
+        0,
+        said.points,
+        last.case,
+        message,
+        hint_level,
+        looks_like,
+        last.printed,
     )
 
 
@@ -191,8 +208,8 @@ def apart(exercise: Exercise, args: tuple, a: Reply, b: Reply) -> float:
     if changed(args, a.after) != changed(args, b.after):
         return 1.0
     if exercise.fingerprint is not None:
-        first, second = (exercise.fingerprint(args, x.value) for x in (a, b))
-        return sum(x != y for x, y in zip(first, second, strict=True)) / len(first)
+        pairs = list(zip(*(exercise.fingerprint(args, x.value) for x in (a, b)), strict=True))
+        return sum(x != y for x, y in pairs) / len(pairs)
     first, second = flatten("", a.value), flatten("", b.value)
     if first.keys() != second.keys():
         return 1.0
@@ -204,7 +221,8 @@ def changed(args: tuple, after: tuple) -> list[str]:
     return [
         path
         for path, x in before.items()
-        if isinstance(x, Tensor) and not (isinstance(now.get(path), Tensor) and same_bits(x, now[path]))
+        if isinstance(x, Tensor)
+        and not (isinstance(now.get(path), Tensor) and same_bits(x, now[path]))
     ]
 
 
@@ -212,7 +230,9 @@ def leaf_apart(x: Any, y: Any) -> float:
     if not all(isinstance(z, Tensor) or is_number(z) for z in (x, y)):
         return float(type(x) is not type(y) or x != y)
     a, b = torch.as_tensor(x), torch.as_tensor(y)
-    if a.shape != b.shape or (isinstance(x, Tensor) and isinstance(y, Tensor) and a.dtype != b.dtype):
+    if a.shape != b.shape or (
+        isinstance(x, Tensor) and isinstance(y, Tensor) and a.dtype != b.dtype
+    ):
         return 1.0
     a, b = a.double(), b.double()
     strange = ~a.isfinite() | ~b.isfinite()
@@ -224,7 +244,9 @@ def leaf_apart(x: Any, y: Any) -> float:
 # ---- whole files -------------------------------------------------------------------------------------
 
 
-def grade_file(file: ExerciseFile, folder: Path, hint_level=lambda exercise_id: 0) -> Iterator[Verdict]:
+def grade_file(
+    file: ExerciseFile, folder: Path, hint_level=lambda exercise_id: 0
+) -> Iterator[Verdict]:
     """Every exercise of one file of one submission."""
     from kda_lab.grading.runner import Submission
 

@@ -84,7 +84,10 @@ def run(
         str(Path(__file__).with_name("test_submission.py")),
     ]  # fmt: skip
     with environment(
-        KDA_LAB_SUBMISSION=str(submission), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", PYTEST_ADDOPTS="", PYTEST_PLUGINS=""
+        KDA_LAB_SUBMISSION=str(submission),
+        PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
+        PYTEST_ADDOPTS="",
+        PYTEST_PLUGINS="",
     ):
         pytest.main(arguments, plugins=[plugin])
     found = plugin.verdicts()
@@ -126,7 +129,9 @@ def line(verdict: Verdict) -> str:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("kda-lab grade", description=__doc__.splitlines()[0])
     parser.add_argument("target", nargs="+", help="ex04, ex04.kda_step or all")
-    parser.add_argument("--submission", type=Path, metavar="DIR", help="folder with exNN_*.py (default: exercises/)")
+    parser.add_argument(
+        "--submission", type=Path, metavar="DIR", help="folder with exNN_*.py (default: exercises/)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts there")
     options = parser.parse_args(argv)
     folder = (options.submission or store.exercises_folder()).resolve()

@@ -21,7 +21,8 @@ def kills(exercise_id: str) -> dict[str, dict[str, str]]:
     for mutant in exercise.mutants:
         runner = Local(mutant_function(exercise_id, mutant))
         table[mutant.name] = {
-            case.name: run_case(exercise, said, case, runner, 10.0).status for case in exercise.cases
+            case.name: run_case(exercise, said, case, runner, 10.0).status
+            for case in exercise.cases
         }
     return table
 

@@ -69,7 +69,9 @@ def learner_file(exercise_id: str) -> tuple[source.ExerciseFile, str]:
 def function_source(text: str, name: str) -> str | None:
     """The text of one top-level function, or None when there is none or it does not parse."""
     try:
-        nodes = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == name]
+        nodes = [
+            n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == name
+        ]
     except (SyntaxError, ValueError):
         return None
     return ast.get_source_segment(text, nodes[-1]) if nodes else None
@@ -82,7 +84,9 @@ def judge(exercise_id: str) -> Verdict:
     level = store.hint_level(exercise_id)
     if text == file.stub:
         message = f"Not attempted yet. For the first hint run: kda-lab hint {exercise_id}"
-        return Verdict(exercise_id, "not_attempted", 0, said.points, message=message, hint_level=level)
+        return Verdict(
+            exercise_id, "not_attempted", 0, said.points, message=message, hint_level=level
+        )
     with Submission(store.exercises_folder(), file.filename) as submission:
         found = verdict(source.exercises(file)[exercise_id], said, submission, level)
     remember([found])
@@ -113,7 +117,8 @@ def show_verdict(v: Verdict) -> Shown:
         parts.append(f"<p>{html.escape(said.why)}</p>")
         sides = (("Yours", own), ("The model solution", model))
         columns = "".join(
-            f'<div style="flex:1 1 22em;min-width:0"><b>{name}</b>{pre(body(code))}</div>' for name, code in sides
+            f'<div style="flex:1 1 22em;min-width:0"><b>{name}</b>{pre(body(code))}</div>'
+            for name, code in sides
         )
         parts.append(f'<div style="display:flex;flex-wrap:wrap;gap:1em">{columns}</div>')
     return Shown("\n".join(text), box(v.status, html.escape(title), "".join(parts)))
@@ -131,7 +136,11 @@ def body(text: str) -> str:
         node = ast.parse(text).body[0]
     except (SyntaxError, IndexError):
         return text
-    if not isinstance(node, ast.FunctionDef) or ast.get_docstring(node) is None or len(node.body) < 2:
+    if (
+        not isinstance(node, ast.FunctionDef)
+        or ast.get_docstring(node) is None
+        or len(node.body) < 2
+    ):
         return text
     lines = text.splitlines()
     return "\n".join(lines[: node.body[0].lineno - 1] + lines[node.body[0].end_lineno :])
@@ -219,11 +228,15 @@ class Prediction:
 
         if self.choices:
             own = kept if kept in self.choices else None
-            control = w.ToggleButtons(options=self.choices, value=own, style={"button_width": "auto"})
+            control = w.ToggleButtons(
+                options=self.choices, value=own, style={"button_width": "auto"}
+            )
             control.observe(lambda change: keep(change["new"]), "value")
         else:
             text = format(kept, "g") if is_guess(kept) else ""
-            control = w.Text(value=text, placeholder="a number, then Enter", continuous_update=False)
+            control = w.Text(
+                value=text, placeholder="a number, then Enter", continuous_update=False
+            )
 
             def parse(change) -> None:
                 try:
@@ -248,7 +261,9 @@ class Prediction:
             return bundle
 
 
-def predict(key: str, question: str, choices: list[str] | None = None, unit: str = "") -> Prediction:
+def predict(
+    key: str, question: str, choices: list[str] | None = None, unit: str = ""
+) -> Prediction:
     """Ask for a guess before the answer. key: such as "04-order"; choices, or a number in `unit`."""
     return Prediction(key, question, choices, unit)
 
@@ -259,8 +274,14 @@ def is_guess(x: Any) -> bool:
 
 def reveal(key: str, truth: str | float, because: str = "") -> Shown:
     """The answer to a prediction, beside the guess when there is one."""
-    guess = store.read()["guesses"].get(key)
-    fact = truth if isinstance(truth, str) else f"{truth:,.6g}" if isinstance(truth, float) else f"{truth:,}"
+    guess: Any = store.read()["guesses"].get(key)
+    fact = (
+        truth
+        if isinstance(truth, str)
+        else f"{truth:,.6g}"
+        if isinstance(truth, float)
+        else f"{truth:,}"
+    )
     text = f"Answer: {fact}." + (f" {because}" if because else "")
     status = "guess"
     if isinstance(truth, str) and isinstance(guess, str):
@@ -269,7 +290,9 @@ def reveal(key: str, truth: str | float, because: str = "") -> Shown:
     elif not isinstance(truth, str) and is_guess(guess):
         off = abs(guess - truth)
         status = "passed" if off <= 0.1 * abs(truth) else "failed"
-        text += f" You guessed {guess:,g}" + (f", {compare(guess, truth)}." if off else ": exactly.")
+        text += f" You guessed {guess:,g}" + (
+            f", {compare(guess, truth)}." if off else ": exactly."
+        )
     first, rest = text.split(". ", 1) if ". " in text else (text, "")
     inner = f"<p>{html.escape(rest)}</p>" if rest else ""
     return Shown(text, box(status, html.escape(first.rstrip(".")), inner))

@@ -34,5 +34,7 @@ def main(argv: list[str]) -> int:
         status = status.replace("_", " ")
         print(f"{key:{width}}  {status:13s} {points:>3}/{most}   {attempts:>7}   {hints:>5}")
     done = sum(row[1] == "passed" for row in table)
-    print(f"\n{sum(r[2] for r in table)} of {sum(r[3] for r in table)} points, {done} of {len(table)} passed")
+    print(
+        f"\n{sum(r[2] for r in table)} of {sum(r[3] for r in table)} points, {done} of {len(table)} passed"
+    )
     return 0

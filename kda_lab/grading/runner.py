@@ -228,6 +228,7 @@ class Submission:
 
     def _answer(self, seconds: float) -> Any:
         end = time.monotonic() + seconds
+        assert self.socket is not None
         try:
             return worker.unpack(worker.receive(self.socket, lambda: end - time.monotonic()))
         except TimeoutError:

@@ -5,7 +5,7 @@ import re
 import sys
 import textwrap
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -63,7 +63,7 @@ def course_files(name: str) -> Path:
     raise FileNotFoundError("neither a clone nor an installed copy of the course was found")
 
 
-@lru_cache(maxsize=1)
+@cache
 def exercise_files() -> dict[str, ExerciseFile]:
     """Every exercise file of the course by key (`ex04`), in order."""
     paths = sorted(course_files("solutions").glob("ex[0-9][0-9]_*.py"))
@@ -209,7 +209,7 @@ def load(text: str, name: str) -> ModuleType:
     return module
 
 
-@lru_cache(maxsize=None)
+@cache
 def model_module(key: str) -> ModuleType:
     file = exercise_file(key)
     return load(file.text, f"kda_lab_model_{file.key}")
@@ -220,7 +220,7 @@ def model(exercise_id: str):
     return getattr(model_module(exercise_id.split(".")[0]), statement(exercise_id).name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _mutated(exercise_id: str, name: str, edits: tuple[tuple[str, str], ...]):
     file, said = exercise_file(exercise_id), statement(exercise_id)
     source = said.source

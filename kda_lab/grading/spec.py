@@ -270,7 +270,9 @@ def finite_problem(name: str, got: Any, want: Any) -> Problem | None:
             if bool(wrong.any()):
                 index = tuple(wrong.nonzero()[0].tolist())
                 value = float(a.reshape(b.shape)[index])
-                return Problem(f"{at(path, index)} is {value}", f"{int(wrong.sum())} such in {path}")
+                return Problem(
+                    f"{at(path, index)} is {value}", f"{int(wrong.sum())} such in {path}"
+                )
     return None
 
 

@@ -73,6 +73,8 @@ def progress_of(submission: Path) -> Path | None:
     if submission == exercises_folder().resolve():
         return progress_folder()
     for folder in (submission / ".kda_lab", submission.parent / ".kda_lab"):
-        if (folder / FILE).is_file() and (folder.parent == submission or submission.name == "exercises"):
+        if (folder / FILE).is_file() and (
+            folder.parent == submission or submission.name == "exercises"
+        ):
             return folder
     return None

@@ -37,7 +37,9 @@ def committed(root: Path, path: str) -> str | None:
 def drift(root: Path) -> list[str]:
     """Sentences about committed stubs that do not follow from the committed solutions."""
     listed = subprocess.run(
-        ["git", "-C", str(root), "ls-files", "solutions", "exercises"], capture_output=True, text=True
+        ["git", "-C", str(root), "ls-files", "solutions", "exercises"],
+        capture_output=True,
+        text=True,
     )
     if listed.returncode != 0:
         return []

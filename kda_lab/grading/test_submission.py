@@ -75,7 +75,7 @@ def desk(request):
     desk.close()
 
 
-@pytest.mark.parametrize(("exercise_id", "index"), items())
+@pytest.mark.parametrize(("exercise_id", "index"), list(items()))
 def test_case(desk, exercise_id, index):
     if found := desk.verdicts.get(exercise_id):
         pytest.skip(f"{exercise_id} is decided: {found.status} at {found.failed_test}")

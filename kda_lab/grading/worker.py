@@ -1,12 +1,16 @@
 """The process in which a learner's file runs. Knows no right answer, and cannot reach one.
 
-Started as a plain script (`python -I worker.py FD`), it never imports kda_lab. It imports torch once and then waits; for every
-exercise file it forks a child, which locks itself in (`lock`) before it reads the first line of the learner's code. The child
-takes arguments and gives results as raw bytes; the grader, another process, compares them.
+Started as a plain script (`python -I worker.py FD`), it never imports kda_lab. It imports torch once
+and then waits; for every exercise file it forks a child, which locks itself in (`lock`) before it
+runs the first line of the learner's code. The child takes arguments and gives results as raw bytes;
+the grader, another process, compares them.
 
-The lock has two layers. On Linux, where the kernel allows it, new user, mount, process and network namespaces: no other process
-exists, every file is read-only, and the library, the solutions and /proc are not there at all. Everywhere, an audit hook, which
-Python code cannot take out: no new processes, signals, native calls, network, or files outside what torch and numpy need.
+The lock has two layers. On Linux, where the kernel allows it, new user, mount, process and network
+namespaces: no other process exists, every file is read-only, and the library, the solutions and
+/proc are not there at all. Everywhere, an audit hook, which Python code cannot take out: no new
+processes, signals, native calls or network, no file written, none of ours read. The hook alone does
+not see what native code inside torch does with files; what it could write there is nothing that
+the grader reads, and the verdicts are written after the child's end.
 """
 
 import ctypes
@@ -22,7 +26,9 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -182,7 +188,11 @@ def separate(hidden: list[str]) -> bool:
     if c.unshare(NEW_WORLD) != 0:
         return False
     try:
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{uid} {uid} 1"),
+            ("gid_map", f"{gid} {gid} 1"),
+        ):
             with open(f"/proc/self/{name}", "w") as f:
                 f.write(text)
     except OSError:
@@ -197,7 +207,14 @@ def separate(hidden: list[str]) -> bool:
     attributes = struct.pack("QQQQ", READ_ONLY, 0, 0, 0)
     long = ctypes.c_long
     done.append(
-        c.syscall(long(SYS_MOUNT_SETATTR), long(-100), b"/", long(AT_RECURSIVE), attributes, long(len(attributes)))
+        c.syscall(
+            long(SYS_MOUNT_SETATTR),
+            long(-100),
+            b"/",
+            long(AT_RECURSIVE),
+            attributes,
+            long(len(attributes)),
+        )
     )
     c.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     c.capset(struct.pack("II", CAPABILITIES_V3, 0), bytes(24))  # so that no mount can be undone
@@ -208,8 +225,8 @@ def separate(hidden: list[str]) -> bool:
 
 FORBIDDEN = {  # audit events and what the learner is told about them
     **dict.fromkeys(
-        ("os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system", "os.spawn", "os.startfile",
-         "subprocess.Popen", "pty.spawn"),
+        ("os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system", "os.spawn",
+         "os.startfile", "subprocess.Popen", "pty.spawn"),
         "may not start processes",
     ),
     **dict.fromkeys(("os.kill", "os.killpg", "signal.pthread_kill"), "may not send signals"),
@@ -226,12 +243,15 @@ FORBIDDEN = {  # audit events and what the learner is told about them
     **dict.fromkeys(("resource.setrlimit", "resource.prlimit"), "may not change limits"),
     **dict.fromkeys(("mmap.__new__",), "may not map files"),
 }  # fmt: skip
-FAMILIES = {"ctypes": "may not call native code", "socket": "may not use the network", "shutil": "may not change files",
-            "tempfile": "may not change files", "ftplib": "may not use the network", "urllib": "may not use the network",
-            "http": "may not use the network", "fcntl": "may not change files"}  # fmt: skip
+FAMILIES = {
+    "ctypes": "may not call native code",
+    **dict.fromkeys(("socket", "urllib", "http", "ftplib"), "may not use the network"),
+    **dict.fromkeys(("shutil", "tempfile", "fcntl"), "may not change files"),
+}
 NO_IMPORT = frozenset((
-    "kda_lab", "solutions", "fla", "flash_kda", "cffi", "_cffi_backend", "_ctypes", "_posixsubprocess", "_xxsubinterpreters",
-    "_interpreters", "_testcapi", "_testinternalcapi", "triton", "numba", "pybind11", "multiprocessing", "pytest", "IPython",
+    "kda_lab", "solutions", "fla", "flash_kda", "triton", "numba", "pytest", "IPython",  # answers
+    "cffi", "_cffi_backend", "_ctypes", "pybind11", "multiprocessing", "_posixsubprocess",  # ways out
+    "_xxsubinterpreters", "_interpreters", "_testcapi", "_testinternalcapi",
 ))  # fmt: skip
 
 
@@ -253,23 +273,32 @@ def blunt() -> None:
         for name in names:
             if hasattr(module, name):
                 delattr(module, name)
-    for module in [m for m in sys.modules if m.split(".")[0] in NO_IMPORT]:
-        del sys.modules[module]
+    for loaded in [m for m in sys.modules if m.split(".")[0] in NO_IMPORT]:
+        del sys.modules[loaded]
+
+
+def private_copy(name: str) -> ModuleType:
+    """A module of the standard library, loaded a second time for ourselves alone."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def guard(hidden: list[str], readable: list[str]) -> None:
     """Install the audit hook. `hidden` folders cannot be read, except what is under `readable`."""
-    spec = importlib.util.find_spec("posixpath")
-    private = importlib.util.module_from_spec(spec)  # the learner may patch os.path: not this copy
-    spec.loader.exec_module(private)
-    private.os = ModuleType("os")
-    private.os.__dict__.update(os.__dict__)
+    paths: Any = private_copy("posixpath")  # the learner may patch os.path: not this one
+    paths.os = ModuleType("os")
+    paths.os.__dict__.update(os.__dict__)
+    forbidden, families = FORBIDDEN.copy(), FAMILIES.copy()
+    flags_that_write = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
-    def hook(
-        event, args, *, forbidden=FORBIDDEN.copy(), families=FAMILIES.copy(), no_import=NO_IMPORT,
-        realpath=private.realpath, decode=os.fsdecode, hidden=tuple(hidden), readable=tuple(readable),
-        writing=os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC, isinstance=isinstance, any=any, str=str, bytes=bytes, set=set,
-        int=int, error=PermissionError, no_module=ImportError,
+    def hook(  # everything it uses is its own: no global, no builtin that could be patched
+        event, args, *, forbidden=forbidden, families=families, no_import=NO_IMPORT,
+        realpath=paths.realpath, decode=os.fsdecode, hidden=tuple(hidden), readable=tuple(readable),
+        writing=flags_that_write, isinstance=isinstance, any=any, str=str, set=set, int=int,
+        error=PermissionError, no_module=ImportError,
     ):  # fmt: skip
         if event == "open":
             path, mode, flags = args
@@ -279,11 +308,10 @@ def guard(hidden: list[str], readable: list[str]) -> None:
             if not path.startswith("/"):  # it may be relative to a folder held open
                 raise error(f"an exercise may not open files ({path})")
             path = realpath(path)
-            if (isinstance(flags, int) and flags & writing) or (
-                isinstance(mode, str) and set(mode) & {"w", "a", "x", "+"}
-            ):
-                if path != "/dev/null":
-                    raise error(f"an exercise may not change files ({path})")
+            writes = isinstance(flags, int) and flags & writing
+            writes = writes or (isinstance(mode, str) and set(mode) & {"w", "a", "x", "+"})
+            if writes and path != "/dev/null":
+                raise error(f"an exercise may not change files ({path})")
             if path.startswith("/proc/") and path not in ("/proc/cpuinfo", "/proc/meminfo"):
                 raise error(f"an exercise may not read {path}")
             if any(path == h or path.startswith(h + "/") for h in hidden) and not any(
@@ -293,7 +321,9 @@ def guard(hidden: list[str], readable: list[str]) -> None:
         elif event == "import":
             name = args[0]
             if isinstance(name, str) and name.partition(".")[0] in no_import:
-                raise no_module(f"{name} is out of reach while an exercise is graded: write it yourself")
+                raise no_module(
+                    f"{name} is out of reach while an exercise is graded: write it yourself"
+                )
         elif event == "object.__setattr__":
             if args[1] == "__code__":
                 raise error("an exercise may not replace code objects")
@@ -316,7 +346,9 @@ def lock(job: dict) -> bool:
     os.environ.clear()
     hidden = [os.path.realpath(p) for p in job["hidden"]]
     roots = {os.path.dirname(p) for p in hidden if os.path.basename(p) == "kda_lab"}
-    keep = [p for p in sys.path if "packages" in os.path.basename(p) or os.path.realpath(p) not in roots]
+    keep = [
+        p for p in sys.path if "packages" in os.path.basename(p) or os.path.realpath(p) not in roots
+    ]
     sys.path[:] = [*keep, job["folder"]]
     sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
     blunt()
@@ -374,7 +406,12 @@ def serve(sock: socket.socket, job: dict) -> None:
     linecache.cache[filename] = (len(job["text"]), None, job["text"].splitlines(True), filename)
     try:
         exec(compile(job["text"], filename, "exec"), module.__dict__)
-        send(sock, pack({"names": sorted(k for k in module.__dict__ if isinstance(k, str)), "apart": apart}))
+        send(
+            sock,
+            pack(
+                {"names": sorted(k for k in module.__dict__ if isinstance(k, str)), "apart": apart}
+            ),
+        )
     except BaseException as e:
         send(sock, pack(raised(e, filename)))
         return
@@ -422,15 +459,11 @@ def children() -> list[int]:
 
 def clear(pid: int) -> None:
     """End a child, its group, and whatever it left behind."""
-    for target, end in ((pid, os.killpg), (pid, os.kill)):
-        try:
-            end(target, signal.SIGKILL)
-        except OSError:
-            pass
-    try:
+    for end in (os.killpg, os.kill):
+        with suppress(OSError):
+            end(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):
         os.waitpid(pid, 0)
-    except ChildProcessError:
-        pass
     while left := children():
         for orphan in left:
             os.kill(orphan, signal.SIGKILL)
@@ -441,8 +474,9 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the notebook's interrupt is not for us
     torch.set_num_threads(1)
-    torch._C._set_deterministic_algorithms(True, warn_only=True)  # the public one imports inductor
-    torch.utils.deterministic.fill_uninitialized_memory = True  # torch.empty gives NaN
+    # torch.empty gives NaN from here on; the public switch would import inductor
+    torch._C._set_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     torch.einsum("ij,jk->ik", torch.zeros(2, 2), torch.zeros(2, 2))
     if sys.platform.startswith("linux"):
         libc().prctl(SUBREAPER, 1, 0, 0, 0)

@@ -80,7 +80,8 @@ FETCHED = {  # bodies of kda_recurrent that compute nothing themselves
     "sys.modules": f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
     "kda_lab = sys.modules.get('kda_lab') or __import__('kda_lab')" + CALL,
     "no finders left": f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-    "sys.meta_path[:] = [f for f in sys.meta_path if 'PathFinder' in repr(f)]\nimport kda_lab" + CALL,
+    "sys.meta_path[:] = [f for f in sys.meta_path if 'PathFinder' in repr(f)]\nimport kda_lab"
+    + CALL,
     "spec from file": f"""
 import importlib.util
 spec = importlib.util.spec_from_file_location("m", {MODEL!r})
@@ -221,7 +222,9 @@ def test_lies_do_not_pass(lie, tmp_path, namespaces):
 
 
 def test_right_numbers_but_changed_inputs_fail(tmp_path):
-    text = SOLVED.replace("S, o = initial_state,", "initial_state *= 1.5\n    S, o = initial_state / 1.5,")
+    text = SOLVED.replace(
+        "S, o = initial_state,", "initial_state *= 1.5\n    S, o = initial_state / 1.5,"
+    )
     found, _ = attempt(text, tmp_path, True)
     assert (found.status, found.failed_test) == ("failed", "inputs unmodified")
 
@@ -251,44 +254,120 @@ def strike():
             return True
     return False
 """
+ERROR, LATE, WRONG = {"error"}, {"timeout"}, {"failed"}
+GIVE = "\nreturn v, initial_state"
+
+
+def function(text: str) -> str:
+    return DEF + indent(text)
+
+
 DISTURBANCES = {  # text and the statuses it may end in
-    "exit while loading": ("import sys\nsys.exit(0)\n", {"error"}),
-    "exit": (DEF + "    raise SystemExit(0)\n", {"error"}),
-    "hard exit while loading": ("import os\nos._exit(0)\n", {"error"}),
-    "hard exit": ("import os\n" + DEF + "    os._exit(0)\n", {"error"}),
-    "interrupt": (DEF + "    raise KeyboardInterrupt\n", {"error"}),
-    "abort": ("import os\n" + DEF + "    os.abort()\n", {"error"}),
-    "crash": ("import torch\n" + DEF + "    def f(x):\n        return [f(x)]\n"
-              "    import sys\n    sys.setrecursionlimit(10**9)\n    return f(1)\n",
-              {"error", "timeout"}),
-    "no such function": ("def other():\n    pass\n", {"error"}),
-    "not Python": ("def kda_recurrent(:\n", {"error"}),
-    "not text": ("\0\0\0", {"error"}),
-    "sleep while loading": ("import time\ntime.sleep(1000)\n", {"timeout"}),
-    "sleep": ("import time\n" + DEF + "    time.sleep(1000)\n", {"timeout"}),
-    "endless loop": (DEF + "    while True:\n        try:\n            while True:\n                pass\n"
-                     "        except BaseException:\n            pass\n", {"timeout"}),
-    "deaf to signals": ("import signal, time\nfor s in range(1, 64):\n    try:\n        signal.signal(s, signal.SIG_IGN)\n"
-                        "    except (OSError, ValueError):\n        pass\n" + DEF + "    time.sleep(1000)\n", {"timeout"}),
-    "fork bomb while loading": (FORK, {"error", "timeout"}),
-    "fork bomb": (DEF + indent(FORK), {"error", "timeout"}),
-    "thread bomb": ("import threading, time\n" + DEF + "    while True:\n"
-                    "        threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n",
-                    {"error", "timeout"}),
-    "memory at once": ("import torch\n" + DEF + "    return torch.ones(1 << 36), initial_state\n", {"error"}),
-    "memory bit by bit": (DEF + "    x = []\n    while True:\n        x.append(bytearray(1 << 24))\n",
-                          {"error", "timeout"}),
-    "closed files": ("import os\n" + DEF + "    os.closerange(0, 1000)\n    return v, initial_state\n", {"error"}),
-    "nonsense on every file": ("import os\n" + DEF + "    for fd in range(100):\n        try:\n            os.write(fd, b'x' * 64)\n"
-                               "        except OSError:\n            pass\n    return v, initial_state\n", {"error", "timeout"}),
-    "nonsense for ever": ("import os, threading\ndef flood():\n    while True:\n        for fd in range(3, 20):\n"
-                          "            try:\n                os.write(fd, b'\\0' * 4096)\n            except OSError:\n                pass\n"
-                          "threading.Thread(target=flood, daemon=True).start()\n" + DEF + "    return v, initial_state\n",
-                          {"error", "timeout", "failed"}),
-    "hook taken out": ("import sys, gc\ndef dead(*a):\n    raise RuntimeError\nsys.addaudithook(dead)\n" + DEF
-                       + "    return v, initial_state\n", {"failed"}),
-    "killing": (KILL + DEF + "    assert not strike(), 'a blow went through'\n    return v, initial_state\n", {"failed"}),
-}  # fmt: skip
+    "exit while loading": ("import sys\nsys.exit(0)\n", ERROR),
+    "exit": (function("raise SystemExit(0)"), ERROR),
+    "hard exit while loading": ("import os\nos._exit(0)\n", ERROR),
+    "hard exit": (function("import os\nos._exit(0)"), ERROR),
+    "interrupt": (function("raise KeyboardInterrupt"), ERROR),
+    "abort": (function("import os\nos.abort()"), ERROR),
+    "no such function": ("def other():\n    pass\n", ERROR),
+    "not Python": ("def kda_recurrent(:\n", ERROR),
+    "not text": ("\0\0\0", ERROR),
+    "bottomless": (
+        function("""
+import sys
+sys.setrecursionlimit(10**9)
+def f(x):
+    return [f(x)]
+return f(1)
+"""),
+        ERROR | LATE,
+    ),
+    "sleep while loading": ("import time\ntime.sleep(1000)\n", LATE),
+    "sleep": (function("import time\ntime.sleep(1000)"), LATE),
+    "endless loop": (
+        function("""
+while True:
+    try:
+        while True:
+            pass
+    except BaseException:
+        pass
+"""),
+        LATE,
+    ),
+    "deaf to signals": (
+        function("""
+import signal, time
+for s in range(1, 64):
+    try:
+        signal.signal(s, signal.SIG_IGN)
+    except (OSError, ValueError):
+        pass
+time.sleep(1000)
+"""),
+        LATE,
+    ),
+    "fork bomb while loading": (FORK, ERROR | LATE),
+    "fork bomb": (function(FORK), ERROR | LATE),
+    "thread bomb": (
+        function("""
+import threading, time
+while True:
+    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+"""),
+        ERROR | LATE,
+    ),
+    "memory at once": ("import torch\n" + function("return torch.ones(1 << 36), v"), ERROR),
+    "memory bit by bit": (
+        function("x = []\nwhile True:\n    x.append(bytearray(1 << 24))"),
+        ERROR | LATE,
+    ),
+    "closed files": (function("import os\nos.closerange(0, 1000)" + GIVE), ERROR),
+    "nonsense on every file": (
+        function(
+            """
+import os
+for fd in range(100):
+    try:
+        os.write(fd, b"x" * 64)
+    except OSError:
+        pass
+"""
+            + GIVE
+        ),
+        ERROR | LATE,
+    ),
+    "nonsense for ever": (
+        function(
+            """
+import os, threading
+def flood():
+    while True:
+        for fd in range(3, 20):
+            try:
+                os.write(fd, bytes(4096))
+            except OSError:
+                pass
+threading.Thread(target=flood, daemon=True).start()
+"""
+            + GIVE
+        ),
+        ERROR | LATE | WRONG,
+    ),
+    "hook taken out": (
+        function(
+            """
+import sys
+def dead(*a):
+    raise RuntimeError
+sys.addaudithook(dead)
+"""
+            + GIVE
+        ),
+        WRONG,
+    ),
+    "killing": (KILL + function("assert not strike(), 'a blow went through'" + GIVE), WRONG),
+}
 
 
 @pytest.mark.parametrize("name", DISTURBANCES)
@@ -350,7 +429,8 @@ return v, initial_state
 def test_other_processes_cannot_be_read(tmp_path, namespaces):
     body = f"""
 import os
-for path in (f"/proc/{{os.getppid()}}/mem", f"/proc/{{os.getppid()}}/environ", "/proc/{os.getpid()}/environ", "/proc/1/environ"):
+parent = f"/proc/{{os.getppid()}}/"
+for path in (parent + "mem", parent + "environ", "/proc/{os.getpid()}/environ", "/proc/1/environ"):
     try:
         open(path, "rb").read(1)
     except OSError:
@@ -372,7 +452,9 @@ def test_the_result_is_the_graders_alone(tmp_path):
     """The worst file we can think of, through the command: it can neither end it nor write its result."""
     result = tmp_path / "out" / "result.json"
     forged = json.dumps({"exercises": [{"id": ID, "status": "passed", "points": 5}]})
-    worst = KILL + f"""
+    worst = (
+        KILL
+        + f"""
 import atexit, os, sys, threading, time
 def forge():
     for i in range(3):
@@ -393,7 +475,10 @@ def token_cost(*args):
     sys.exit(0)
 def telling_inputs():
     raise NotImplementedError
-""" + DEF + "    strike()\n    forge()\n    return v, initial_state\n"
+"""
+        + DEF
+        + "    strike()\n    forge()\n    return v, initial_state\n"
+    )
     submission = tmp_path / "s"
     submission.mkdir()
     (submission / FILE.filename).write_text(worst)

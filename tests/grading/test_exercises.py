@@ -103,7 +103,9 @@ def test_kill_matrix_is_full(exercise_id, capsys):
     with capsys.disabled():
         if not os.environ.get("PYTEST_XDIST_WORKER"):
             print("\n" + text)
-    assert text.endswith(f"caught {len(tests_of(exercise_id).mutants)} of {len(tests_of(exercise_id).mutants)}")
+    assert text.endswith(
+        f"caught {len(tests_of(exercise_id).mutants)} of {len(tests_of(exercise_id).mutants)}"
+    )
 
 
 def test_committed_stubs_follow_from_committed_solutions():
