@@ -65,10 +65,12 @@ def sass_counts(path: Path) -> dict[str, Counter]:
     counts: dict[str, Counter] = {}
     arch = ""
     for line in done.stdout.splitlines():
-        if match := re.match(r"\s*(?:arch = |\.target\s+)sm_(\w+)", line):
+        if match := re.match(r"\s*(?:arch =|code for) sm_(\w+)", line):
             arch = match[1]
         elif arch and (
-            match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", line)
+            match := re.match(
+                r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)", line
+            )
         ):
             counts.setdefault(arch, Counter())[match[1]] += 1
     return counts
