@@ -46,7 +46,7 @@ def test_check_of_a_wrong_answer_says_what_where_why_and_try(course):
 def test_check_of_a_right_answer_shows_the_model_beside_it(course):
     put(
         course,
-        FILE.text.replace(
+        notebook.clean(FILE.text).replace(
             "    u = beta * (v - S.T @ k)  #",
             "    surprise = v - S.T @ k\n    u = beta * surprise  #",
         ),
@@ -75,7 +75,7 @@ def test_check_never_raises(course, monkeypatch):
 def test_learners_text_is_escaped(course):
     put(
         course,
-        FILE.text.replace(
+        notebook.clean(FILE.text).replace(
             "S = g.exp()[:, None] * S", "print('<script>x</script>'); raise ValueError('<b>hm</b>')"
         ),
     )
