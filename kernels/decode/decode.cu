@@ -267,7 +267,8 @@ struct KFirst {
   static constexpr int kThreads = LANES * K / ROWS;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kStride = kThreads / LANES;          // from a thread's channel to its next
-  static_assert(kThreads % 32 == 0 && kThreads <= 512, "whole warps; two blocks fit the registers of an SM");
+  static_assert(kThreads % 32 == 0 && kThreads <= 512,
+                "whole warps, and few enough that two blocks fit an SM's registers");
 };
 
 template <typename T, class S>
