@@ -93,8 +93,9 @@ def run_case(
             if missing:
                 text = f"Not attempted yet. For the first hint run: kda-lab hint {said.id}"
                 return Outcome(case.name, "not_attempted", text, printed)
-            problem = Problem(f"{kind}: {text}" if text else kind, where)
-            return Outcome(case.name, "error", words(case, problem), printed)
+            what = f"[{case.name}] {kind}: {text}" if text else f"[{case.name}] {kind}"
+            parts = [what, where, f"Try: {case.hint}"]
+            return Outcome(case.name, "error", "\n".join(filter(None, parts)), printed)
         case Late(limit):
             text = f"[{case.name}] no answer within {limit:.0f} s. Is there a loop that never ends?"
             return Outcome(case.name, "timeout", text)

@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,16 +149,5 @@ def main(argv: list[str]) -> int:
     if options.json:
         write(options.json.absolute(), as_json(verdicts))
     if folder == store.exercises_folder().resolve():
-        remember(verdicts)
+        store.remember([v.record() for v in verdicts])
     return 0 if passed == len(verdicts) else 1
-
-
-def remember(verdicts: list[Verdict]) -> None:
-    """Keep the verdicts on the learner's own files for `kda-lab progress`."""
-    kept = store.read()
-    for v in verdicts:
-        if v.status != "not_attempted":
-            count = kept["attempts"].get(v.id, 0)
-            store.put("attempts", v.id, (count if type(count) is int else 0) + 1)
-        row = replace(v, printed="").record()
-        store.put("verdicts", v.id, {k: row[k] for k in ("status", "points", "failed_test")})

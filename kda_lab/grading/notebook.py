@@ -12,7 +12,6 @@ from typing import Any
 
 from kda_lab.grading import hints, source, store
 from kda_lab.grading.engine import Verdict, verdict
-from kda_lab.grading.grade import remember
 from kda_lab.grading.runner import Submission
 from kda_lab.palette import PALETTE
 
@@ -89,7 +88,7 @@ def judge(exercise_id: str) -> Verdict:
         )
     with Submission(store.exercises_folder(), file.filename) as submission:
         found = verdict(source.exercises(file)[exercise_id], said, submission, level)
-    remember([found])
+    store.remember([found.record()])
     return found
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kda_lab.grading import worker
 from kda_lab.grading.source import PACKAGE, course_files
 
@@ -86,7 +88,7 @@ class Nursery:
             keep = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "VIRTUAL_ENV")
             quiet = {"OMP_NUM_THREADS": "1", "HOME": self.home, "KMP_INIT_AT_FORK": "FALSE"}
             self.process = subprocess.Popen(
-                [*command, str(theirs.fileno())],
+                [*command, str(theirs.fileno()), str(Path(torch.__file__).parents[1])],
                 pass_fds=[theirs.fileno()],
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
@@ -134,6 +136,17 @@ def close_nursery() -> None:
     if _nursery is not None:
         _nursery.close()
         _nursery = None
+
+
+def handed_over(job: dict, fd: int) -> bool:
+    """Give a job to the nursery; a nursery that does not answer is replaced once."""
+    for _ in range(2):
+        try:
+            nursery().ask(job, fd)
+            return True
+        except (OSError, EOFError, worker.Garbled):
+            close_nursery()
+    return False
 
 
 class Submission:
@@ -184,7 +197,9 @@ class Submission:
             "namespaces": self.namespaces,
         }
         with theirs:
-            nursery().ask(job, theirs.fileno())
+            if not handed_over(job, theirs.fileno()):
+                ours.close()
+                return Gone("the grader could not start a process for your code")
         self.socket = ours
         reply = self._answer(min(EXERCISE_SECONDS, self.left()))
         if isinstance(reply, dict) and "names" in reply:

@@ -1,9 +1,9 @@
 """The process in which a learner's file runs. Knows no right answer, and cannot reach one.
 
-Started as a plain script (`python -I worker.py FD`), it never imports kda_lab. It imports torch once
-and then waits; for every exercise file it forks a child, which locks itself in (`lock`) before it
-runs the first line of the learner's code. The child takes arguments and gives results as raw bytes;
-the grader, another process, compares them.
+Started as a plain script (`python -I worker.py FD FOLDER_OF_TORCH`), it never imports kda_lab. It
+imports torch once and then waits; for every exercise file it forks a child, which locks itself in
+(`lock`) before it runs the first line of the learner's code. The child takes arguments and gives
+results as raw bytes; the grader, another process, compares them.
 
 The lock has two layers. On Linux, where the kernel allows it, new user, mount, process and network
 namespaces: no other process exists, every file is read-only, and the library, the solutions and
@@ -29,6 +29,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import ModuleType
 from typing import Any
+
+if __name__ == "__main__":
+    sys.path += [p for p in sys.argv[2:] if p not in sys.path]  # -I forgets a user's own packages
 
 import numpy as np
 import torch

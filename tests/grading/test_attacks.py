@@ -208,7 +208,7 @@ LIES = {
     "printing": DEF + "    print('{\"status\": \"passed\", \"points\": 5}')\n    print('PASSED ' * 10**6)\n"
     "    return v, initial_state\n",
     "nothing": DEF + "    return None\n",
-    "huge": "import torch\n" + DEF + "    return torch.zeros(1 << 26, dtype=torch.float64), initial_state\n",
+    "huge": "import torch\n" + DEF + "    return torch.zeros(1 << 24, dtype=torch.float64), initial_state\n",
     "long list": DEF + "    return [[0] * 5_000_000, initial_state]\n",
     "recursive": DEF + "    x = []\n    x.append(x)\n    return x, x\n",
     "wrong kinds": DEF + "    return {1: 2}, 'S'\n",

@@ -16,11 +16,11 @@ FILES = {key: file for key, file in ALL.items() if (TESTS / file.filename).exist
 IDS = [key for file in FILES.values() for key in file.statements]
 
 
-def tests_of(exercise_id: str):
+def exercise_of(exercise_id: str):
     return source.exercises(source.exercise_file(exercise_id))[exercise_id]
 
 
-MUTANTS = [(key, m.name) for key in IDS for m in tests_of(key).mutants]
+MUTANTS = [(key, m.name) for key in IDS for m in exercise_of(key).mutants]
 
 
 def test_every_file_has_its_tests():
@@ -30,7 +30,7 @@ def test_every_file_has_its_tests():
 
 @pytest.mark.parametrize("exercise_id", IDS)
 def test_statement_is_complete(exercise_id):
-    said, exercise = source.statement(exercise_id), tests_of(exercise_id)
+    said, exercise = source.statement(exercise_id), exercise_of(exercise_id)
     assert 1 <= said.points <= 5 and 1 <= said.minutes <= 60
     assert len(said.hints) == 3 and all(len(hint) > 20 for hint in said.hints) and said.why
     assert ">>>" in said.docstring, "a worked example"
@@ -42,7 +42,7 @@ def test_statement_is_complete(exercise_id):
 
 @pytest.mark.parametrize("exercise_id", IDS)
 def test_at_least_eight_mutants_each_with_its_own_words(exercise_id):
-    mutants = tests_of(exercise_id).mutants
+    mutants = exercise_of(exercise_id).mutants
     assert len(mutants) >= 8
     assert len({m.says for m in mutants}) == len({m.name for m in mutants}) == len(mutants)
 
@@ -74,7 +74,7 @@ def test_stub_is_not_attempted_and_nothing_else(key, tmp_path):
     assert all(f"kda-lab hint {v.id}" in v.message and v.points == 0 for v in verdicts)
     module = source.load(FILES[key].stub, f"stub_{key}")
     for exercise_id, said in FILES[key].statements.items():
-        case = tests_of(exercise_id).cases[0]
+        case = exercise_of(exercise_id).cases[0]
         args = case.make(source_draw(case))
         with pytest.raises(NotImplementedError, match=f"kda-lab hint {exercise_id}"):
             getattr(module, said.name)(*args)
@@ -88,7 +88,7 @@ def source_draw(case):
 
 @pytest.mark.parametrize(("exercise_id", "name"), MUTANTS, ids=[f"{k}: {n}" for k, n in MUTANTS])
 def test_mutant_dies_with_its_own_words(exercise_id, name):
-    exercise = tests_of(exercise_id)
+    exercise = exercise_of(exercise_id)
     mutant = next(m for m in exercise.mutants if m.name == name)
     function = source.mutant_function(exercise_id, mutant)
     found = verdict(exercise, source.statement(exercise_id), Local(function))
@@ -104,7 +104,7 @@ def test_kill_matrix_is_full(exercise_id, capsys):
         if not os.environ.get("PYTEST_XDIST_WORKER"):
             print("\n" + text)
     assert text.endswith(
-        f"caught {len(tests_of(exercise_id).mutants)} of {len(tests_of(exercise_id).mutants)}"
+        f"caught {len(exercise_of(exercise_id).mutants)} of {len(exercise_of(exercise_id).mutants)}"
     )
 
 
