@@ -17,7 +17,7 @@ from kda_lab.grading.source import (
     Statement,
     exercises,
     model,
-    mutant_function,
+    mutant_functions,
     statement,
 )
 from kda_lab.grading.spec import (
@@ -197,8 +197,9 @@ def nearest(exercise: Exercise, said: Statement, runner: Runner) -> Mutant | Non
 
     best, found = NEAR, None
     for mutant in exercise.mutants:
-        if (mean := away(mutant_function(said.id, mutant), best)) < best:
-            best, found = mean, mutant
+        for function in mutant_functions(said.id, mutant):
+            if (mean := away(function, best)) < best:
+                best, found = mean, mutant
     return found if best < 0.2 * away(model(said.id), 1.0) else None
 
 

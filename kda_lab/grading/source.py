@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from kda_lab.grading.spec import Exercise, Mutant
+from kda_lab.grading.spec import Exercise, Function, Mutant
 
 PACKAGE = Path(__file__).resolve().parent.parent
 HEADER = re.compile(
@@ -233,6 +233,15 @@ def _mutated(exercise_id: str, name: str, edits: tuple[tuple[str, str], ...]):
     return getattr(module, said.name)
 
 
-def mutant_function(exercise_id: str, mutant: Mutant):
+def mutant_function(exercise_id: str, mutant: Mutant) -> Function:
     """The wrong version as a function."""
     return mutant.function or _mutated(exercise_id, mutant.name, tuple(mutant.edits))
+
+
+def mutant_functions(exercise_id: str, mutant: Mutant) -> list[Function]:
+    """The wrong version and the other ways to make the same mistake."""
+    others = [
+        way if callable(way) else _mutated(exercise_id, mutant.name, tuple(way))
+        for way in mutant.also
+    ]
+    return [mutant_function(exercise_id, mutant), *others]

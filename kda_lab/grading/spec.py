@@ -95,12 +95,14 @@ class Mutant:
     """A wrong version: text edits of the model solution, or a function of its own.
 
     says: completes the sentence "Looks like ...".
+    also: other ways to make the same mistake, each a list of edits or a function.
     """
 
     name: str
     says: str
     edits: list[tuple[str, str]] = field(default_factory=list)
     function: Function | None = None
+    also: list[list[tuple[str, str]] | Function] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -90,11 +90,11 @@ def source_draw(case):
 def test_mutant_dies_with_its_own_words(exercise_id, name):
     exercise = exercise_of(exercise_id)
     mutant = next(m for m in exercise.mutants if m.name == name)
-    function = source.mutant_function(exercise_id, mutant)
-    found = verdict(exercise, source.statement(exercise_id), Local(function))
-    assert found.status in ("failed", "error") and found.points == 0
-    assert found.looks_like == name, found.message
-    assert f"Looks like {mutant.says}." in found.message
+    for function in source.mutant_functions(exercise_id, mutant):
+        found = verdict(exercise, source.statement(exercise_id), Local(function))
+        assert found.status in ("failed", "error") and found.points == 0
+        assert found.looks_like == name, found.message
+        assert f"Looks like {mutant.says}." in found.message
 
 
 @pytest.mark.parametrize("exercise_id", IDS)

@@ -114,14 +114,32 @@ def two_tokens(_: Draw) -> tuple:
     return one, one.clone(), t(4, 6).view(1, 2, 1, 1), g, beta, 0.5, 0 * one[:, :1]
 
 
-def leaked(q, k, v, g, beta, scale, initial_state):
-    """State leaked across the batch: an entry goes on where the one before it ended."""
-    function, state, outputs, states = model("ex04.kda_recurrent"), initial_state[:1], [], []
-    for b in range(q.shape[0]):
-        o, state = function(*(x[b : b + 1] for x in (q, k, v, g, beta)), scale, state)
-        outputs.append(o)
-        states.append(state)
-    return torch.cat(outputs), torch.cat(states)
+def one_by_one(start):
+    """The recurrence run for one batch entry after the other; `start(S0, before)` begins an entry."""
+
+    def leaked(q, k, v, g, beta, scale, initial_state):
+        state, outputs, states = None, [], []
+        for b in range(q.shape[0]):
+            state = start(initial_state, b, state)
+            run = (x[b : b + 1] for x in (q, k, v, g, beta))
+            o, state = model("ex04.kda_recurrent")(*run, scale, state)
+            outputs.append(o)
+            states.append(state)
+        return torch.cat(outputs), torch.cat(states)
+
+    return leaked
+
+
+def where_the_last_ended(S0: Tensor, b: int, before: Tensor | None) -> Tensor:
+    return S0[:1] if before is None else before
+
+
+def on_top_of_the_last(S0: Tensor, b: int, before: Tensor | None) -> Tensor:
+    return S0[b : b + 1] if before is None else S0[b : b + 1] + before
+
+
+def from_the_first_entry(S0: Tensor, b: int, before: Tensor | None) -> Tensor:
+    return S0[:1]
 
 
 SEEN = 'seen = torch.einsum("bhkv,bhk->bhv", S, k[:, t])\n'
@@ -132,7 +150,9 @@ WRITE = "S = S + k[:, t][..., None] * u[..., None, :]\n"
 SIXTEEN = [
     Mutant("no gate", "the memory never decays: g is not used", [("g[:, t].exp()[..., None] * S", "S")]),
     Mutant("scalar gate", "one decay was used for all key channels of a head",
-           [("g[:, t].exp()[..., None]", "g[:, t].mean(-1).exp()[..., None, None]")]),
+           [("g[:, t].exp()[..., None]", "g[:, t].mean(-1).exp()[..., None, None]")],
+           also=[[("g[:, t].exp()[..., None]", "g[:, t].exp().mean(-1)[..., None, None]")],
+                 [("g[:, t].exp()[..., None]", "g[:, t, :, 0].exp()[..., None, None]")]]),
     Mutant("gate on the value axis", "the decay was applied along V: it belongs to the rows of S",
            [("g[:, t].exp()[..., None]", "g[:, t].exp()[..., None, :]")]),
     Mutant("no delta rule", "v was written without subtracting what the memory already predicts",
@@ -140,7 +160,9 @@ SIXTEEN = [
     Mutant("decay after erase", "the decay was applied after the erase: it comes first",
            [(DECAY, "a = g[:, t].exp()[..., None]\n"), (U, "b = beta[:, t, :, None]\n"),
             (WRITE, "S = a * (S - k[:, t][..., None] * (b * seen)[..., None, :])\n"
-                    "        S = S + k[:, t][..., None] * (b * v[:, t])[..., None, :]\n")]),
+                    "        S = S + k[:, t][..., None] * (b * v[:, t])[..., None, :]\n")],
+           also=[[(DECAY, ""), ("for t in range(T):\n        ", "for t in range(T):\n"),
+                  (WRITE, WRITE.replace("S = S + ", "S = g[:, t].exp()[..., None] * (S + ").replace("\n", ")\n"))]]),
     Mutant("undecayed prediction", "the prediction came from the memory before its decay",
            [(DECAY, "old, S = S, g[:, t].exp()[..., None] * S\n"), (SEEN, SEEN.replace("S,", "old,"))]),
     Mutant("beta on the write only", "beta scales v but not the erased part",
@@ -149,18 +171,26 @@ SIXTEEN = [
            [("beta[:, t, :, None] * (v[:, t] - seen)", "v[:, t] - beta[:, t, :, None] * seen")]),
     Mutant("no beta", "beta is not used", [("beta[:, t, :, None] * (v[:, t] - seen)", "v[:, t] - seen")]),
     Mutant("read before write", "o was read before the token was written",
-           [(SEEN, SEEN + "        read = S\n"), ("S, q[:, t])", "read, q[:, t])")]),
+           [(SEEN, SEEN + "        read = S\n"), ("S, q[:, t])", "read, q[:, t])")],
+           also=[[(DECAY, "read = S\n        " + DECAY), ("S, q[:, t])", "read, q[:, t])")]]),
     Mutant("state transposed", "the final state came back as [V,K]: it must be [K,V]",
-           [("return o, S\n", "return o, S.transpose(-1, -2)\n")]),
-    Mutant("no scale", "scale is not used", [("scale * torch", "torch")]),
+           [("return o, S\n", "return o, S.transpose(-1, -2)\n")],
+           also=[[("return o, S\n", "return o, S.transpose(-1, -2).reshape_as(S)\n")]]),
+    Mutant("no scale", "scale is not used", [("scale * torch", "torch")],
+           also=[[("scale * torch", "K**-0.5 * torch"), ("T, H = q.shape[1:3]", "T, H, K = q.shape[1:]")]]),
     Mutant("initial state ignored", "the recurrence started from zeros, not from initial_state",
            [("S, o = initial_state,", "S, o = torch.zeros_like(initial_state),")]),
     Mutant("state leaked across the batch", "one batch entry went on with the memory of the entry before it",
-           function=leaked),
-    Mutant("tail dropped", "the last tokens were left out when T is no multiple of 4",
-           [("empty_like", "zeros_like"), ("range(T)", "range(T // 4 * 4)")]),
+           function=one_by_one(where_the_last_ended),
+           also=[one_by_one(on_top_of_the_last), one_by_one(from_the_first_entry)]),
+    Mutant("tail dropped", "the last tokens were left out",
+           [("empty_like", "zeros_like"), ("range(T)", "range(T // 4 * 4)")],
+           also=[[("empty_like", "zeros_like"), ("range(T)", f"range({length})")]
+                 for length in ("T // 2 * 2", "T // 8 * 8", "T // 16 * 16", "T - 1")]),
     Mutant("another head's final state", "o is right but the final states are in the wrong order of heads",
-           [("return o, S\n", "return o, S.roll(1, dims=1)\n")]),
+           [("return o, S\n", "return o, S.roll(1, dims=1)\n")],
+           also=[[("return o, S\n", f"return o, S{wrong}\n")]
+                 for wrong in (".roll(-1, dims=1)", ".flip(1)", "[:, :1].expand_as(S)", "[:, -1:].expand_as(S)")]),
 ]  # fmt: skip
 
 KDA_RECURRENT = Exercise(
