@@ -113,14 +113,33 @@ KDA_INLINE void write_row(const kda_tensor &x, int64_t b, int64_t t, int64_t h, 
   }
 }
 
-/* Asks for a row of the next chunk while this one computes: rows lie pages apart, out of the processor's own foresight. */
-KDA_INLINE void foresee(const kda_tensor &x, int64_t b, int64_t t, int64_t end, int64_t h, int n) {
-  const int bytes = x.dtype == KDA_F32 ? 4 : 2;
-  for (; t < end; ++t) {
+/* The rows of the next chunk, asked for a few cache lines at a time while this one computes: they lie pages apart,
+ * out of the processor's own foresight, and all at once they would hold up its other loads. */
+class Foresight {
+  struct Row {
+    const char *at, *end;
+  };
+  Row rows[5 * CHUNK];
+  int count = 0, row = 0, portion = 0;
+
+ public:
+  void add(const kda_tensor &x, int64_t b, int64_t t, int64_t h, int n) {
+    const int bytes = x.dtype == KDA_F32 ? 4 : 2;
     const int64_t at = b * x.stride_batch + t * x.stride_token + h * x.stride_head;
-    for (int c = 0; c < n * bytes; c += 64) __builtin_prefetch(static_cast<const char *>(x.data) + at * bytes + c, 0, 2);
+    const char *begin = static_cast<const char *>(x.data) + at * bytes;
+    rows[count++] = {begin, begin + n * bytes};
+    portion += n * bytes / 64 + 1;
   }
-}
+  void spread_over(int calls) { portion = portion / calls + 1; }
+  KDA_INLINE_MEMBER void some() {
+    for (int i = 0; i < portion && row < count; ++i) {
+      Row &r = rows[row];
+      __builtin_prefetch(r.at, 0, 2);
+      r.at += 64;
+      row += r.at >= r.end;
+    }
+  }
+};
 
 KDA_INLINE float dot(const float *x, const float *y, int n) {
   vf s{};
@@ -320,8 +339,12 @@ struct Advance {
   const Scratch &s;
   float *S;
   int n;
+  Foresight &next;
   template <int R>
-  KDA_INLINE_MEMBER void go(int c) const { advance<R>(s, S, c, n); }
+  KDA_INLINE_MEMBER void go(int c) const {
+    next.some();
+    advance<R>(s, S, c, n);
+  }
 };
 
 /* Tokens t .. t+n of batch b, value head hv, state panels [first, last); `more` tokens follow. */
@@ -357,18 +380,20 @@ static void chunk(const kda_args &args, const Scratch &s, int64_t b, int64_t t, 
   decays(args, s, hv, n);
   operands(s, n);
   inside(s, n);
+  Foresight next;
+  for (int i = 0; i < more; ++i) {
+    next.add(args.k, b, t + n + i, h, K);
+    next.add(args.q, b, t + n + i, h, K);
+    next.add(args.g, b, t + n + i, hv, K);
+    next.add(v, b, t + n + i, hv, columns);
+    next.add(o, b, t + n + i, hv, columns);
+  }
+  next.spread_over((last - first) * ((K + ROWS - 1) / ROWS));
   for (int panel = first; panel < last; ++panel) {
     float *S = s.S + static_cast<int64_t>(panel) * PW * Kp;
-    const int share = last - first;
-    const int64_t soon = t + n + more * (panel - first) / share, later = t + n + more * (panel - first + 1) / share;
-    foresee(args.k, b, soon, later, h, K);
-    foresee(args.q, b, soon, later, h, K);
     in_tiles(0, n, Corrections{s, S, panel, K});
-    foresee(args.g, b, soon, later, hv, K);
-    foresee(v, b, soon, later, hv, columns);
     in_tiles(0, n, Outputs{s, S, panel, K});
-    foresee(o, b, soon, later, hv, columns);
-    in_tiles(0, K, Advance{s, S, n});
+    in_tiles(0, K, Advance{s, S, n, next});
   }
   for (int i = 0; i < n; ++i) write_row(o, b, t + i, hv, s.o + i * s.Vp + column, columns);
 }
