@@ -24,11 +24,7 @@
 namespace {
 
 constexpr int kMaxTokens = 8;     // without cu_seqlens: a longer sequence is v1's
-constexpr int kStateFloats = 32;  // of a thread: 8 loads of 16 bytes (fp32) in flight
 constexpr int kFeeder = 32;       // threads that only activate tokens
-
-// Four blocks of 128 + 32 threads on an SM: 96 registers each, nothing spills, 64 KB of loads in flight.
-constexpr int blocks_per_sm(int threads) { return threads <= 128 ? 4 : 1; }
 
 // 16 bytes of state: 4 fp32 or 8 bf16 numbers. Streaming: the state is touched once and never fits L2.
 template <typename T>
@@ -158,6 +154,8 @@ struct VFirst {
   static constexpr int kThreads = 128;
   static constexpr int LANES = K / N < 32 ? K / N : 32;        // 32 lanes * 16 bytes = 512 bytes
   static constexpr int PIECES = K / N / LANES;                 // 16-byte pieces of a row for one lane
+  static constexpr int kStateFloats = 32;                      // of a thread: 8 fp32 loads in flight
+  static constexpr int kBlocksPerSM = K > 128 ? 4 : 6;         // 96 KB of fp32 loads in flight an SM
   static constexpr int ROWS = kStateFloats / (PIECES * N);     // rows of a lane
   static constexpr int kWarpRows = 32 / LANES * ROWS;
   static constexpr int kBlockRows = kThreads / 32 * kWarpRows; // columns of V for one block
@@ -165,7 +163,7 @@ struct VFirst {
 };
 
 template <typename T, class S>
-__global__ void __launch_bounds__(S::kThreads + kFeeder, blocks_per_sm(S::kThreads))
+__global__ void __launch_bounds__(S::kThreads + kFeeder, S::kBlocksPerSM)
     decode_v_first(const __grid_constant__ kda_args a, int slabs) {
   constexpr int K = S::K, N = S::N, LANES = S::LANES, ROWS = S::ROWS, PIECES = S::PIECES;
   __shared__ Feed<K, S::kBlockRows> feed;
@@ -263,16 +261,18 @@ struct KFirst {
   static constexpr int N = Vec<T>::N;
   static constexpr int LANES = N * K > 1024 ? 4 : 8;        // of a row: 128 bytes, or 256 threads at most
   static constexpr int kBlockCols = LANES * N;
+  static constexpr int kStateFloats = 64;                   // of a thread: fewer warps to sum across
   static constexpr int ROWS = kStateFloats / N;             // channels of a thread
   static constexpr int kThreads = LANES * K / ROWS;
   static constexpr int kWarps = kThreads / 32;
+  static constexpr int kBlocksPerSM = kThreads <= 128 ? 2 : 1;
   static constexpr int kStride = kThreads / LANES;          // from a thread's channel to its next
   static_assert(kThreads % 32 == 0 && kThreads <= 512,
                 "whole warps, and few enough that two blocks fit an SM's registers");
 };
 
 template <typename T, class S>
-__global__ void __launch_bounds__(S::kThreads + kFeeder, blocks_per_sm(S::kThreads))
+__global__ void __launch_bounds__(S::kThreads + kFeeder, S::kBlocksPerSM)
     decode_k_first(const __grid_constant__ kda_args a, int slabs) {
   constexpr int K = S::K, N = S::N, LANES = S::LANES, ROWS = S::ROWS;
   __shared__ Feed<K, S::kBlockCols> feed;

@@ -72,7 +72,7 @@ __device__ void stage(char *to, int to_stride, const kda_tensor &x, int64_t firs
 }
 
 template <class S>
-__global__ void __launch_bounds__(S::kThreads, S::KP > 128 ? 3 : 4)
+__global__ void __launch_bounds__(S::kThreads, 3)
     recurrent(const __grid_constant__ kda_args a, int slabs, bool by_16) {
   constexpr int KP = S::KP, KL = S::KL, KT = S::KT, C = S::kChunk;
   extern __shared__ __align__(16) unsigned char memory[];
