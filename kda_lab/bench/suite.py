@@ -411,7 +411,8 @@ def identical_keys(t: Target) -> dict:
     a = inputs(t, 16_384, H=1, gate="strong")
     a["k"] = a["k"][:, :1].expand_as(a["k"]).contiguous()
     a["g"], a["beta"] = torch.full_like(a["g"], -12.0), torch.full_like(a["beta"], 8.0)
-    t.agree(**a, hard=True, what="raw gate -12, raw beta 8, T=16384: ", slack=10)
+    # fp32 states: only errors along the one key are ever erased; 16,384 roundings across it add up
+    t.agree(**a, hard=True, what="raw gate -12, raw beta 8, T=16384: ", slack=100)
     return {}
 
 
