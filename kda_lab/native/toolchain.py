@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 OLDEST_CUDA = (12, 0)  # the first release that knows sm_90a
-PIP_NVCC = "pip install 'cuda-toolkit[nvcc,cudart,cccl]==13.0.2'"
+PIP_NVCC = "pip install 'cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==13.0.2'"
 
 
 class Unbuildable(RuntimeError):
