@@ -28,7 +28,7 @@ static_assert(Prepare::THREADS == K / 2 * (C / HALF), "a thread owns one channel
 
 struct PrepareShared {
   unsigned char k_up[Chunk::TILE], q_up[Chunk::TILE], k_down[Chunk::TILE];  // [C,K] bf16, swizzled
-  unsigned char t_fragment[Chunk::FRAGMENT];
+  uint32_t t_fragment[32][4], t_low[32];
   float l_columns[C][C + 4];        // L transposed; 20 words a row: the four t lanes of an accumulator hit banks 8 apart
   float pairs[4][2][HALF][HALF];    // [warp][L, M][i][j]: what the pairwise path adds
   float half_sum[2][K];             // log2 decay over each half
@@ -117,20 +117,28 @@ __device__ __forceinline__ void write_inverse(PrepareShared &sm, float (&l)[2][4
       for (int e = 0; e < 4; ++e)
         if (block * 4 + e > j) x[block * 4 + e] = fmaf(-lij[e], x[j], x[block * 4 + e]);
     }
-  // Element (i, column) of T' in B-fragment order: lane 4 (i % 8) + (column % 8) / 2, register 2 (i / 8) + column / 8.
+  // Element (i, column) of T' belongs to lane 4 (i % 8) + (column % 8) / 2, low half if column is even.
 #pragma unroll
   for (int i = 0; i < C; i += 2) {
-    const float own = x[i] * beta, next = x[i + 1] * beta;
     // Even columns take row i, odd columns row i + 1, so that each lane stores a whole register.
     const bool odd = column & 1;
+    const float own = x[i] * beta, next = x[i + 1] * beta;
     const float other = __shfl_xor_sync(ALL_LANES, odd ? own : next, 1);
-    const int row = i + odd;
-    const uint32_t w = odd ? pack_bf16(other, next) : pack_bf16(own, other);
-    if (lane < 16)
-      *reinterpret_cast<uint32_t *>(&sm.t_fragment[((row & 7) * 4 + (column & 7) / 2) * 16 + (row / 8) * 8 + (column / 8) * 4]) = w;
+    const float even_value = odd ? other : own, odd_value = odd ? next : other;
+    const uint32_t high = pack_bf16(even_value, odd_value);
+    const uint32_t low = pack_bf16(even_value - low_bf16(high), odd_value - high_bf16(high));
+    const int owner = ((i + odd) & 7) * 4 + (column & 7) / 2;
+    if (lane < 8) {
+      sm.t_fragment[owner][i < 8 ? 0 : 2] = high;
+      if (i < 8) sm.t_fragment[owner][1] = low;
+    } else if (lane < 16 && i >= 8) {
+      sm.t_fragment[owner][3] = high;
+      sm.t_low[owner] = low;
+    }
   }
   __syncwarp();
-  reinterpret_cast<uint4 *>(out + Chunk::T)[lane] = reinterpret_cast<const uint4 *>(sm.t_fragment)[lane];
+  reinterpret_cast<uint4 *>(out + Chunk::T)[lane] = *reinterpret_cast<const uint4 *>(sm.t_fragment[lane]);
+  reinterpret_cast<uint32_t *>(out + Chunk::M)[4 * lane + 1] = sm.t_low[lane];
 }
 
 template <int GATE, bool FP32_GATE>
@@ -322,16 +330,14 @@ __global__ void __launch_bounds__(Prepare::THREADS, Prepare::BLOCKS_PER_SM)
   if (part == 0) {
     write_inverse(sm, acc, beta, out, lane);
   } else {
-    // C tile of columns 8 h .. in this lane is register 2 (i / 8) + h of the B fragment: no exchange at all.
-    uint32_t m[4];
-#pragma unroll
-    for (int block = 0; block < 2; ++block)
-#pragma unroll
-      for (int high = 0; high < 2; ++high) {
-        const int i = row_g + high * 8, j = block * 8 + 2 * t;
-        m[2 * high + block] = pack_bf16(i >= j ? acc[block][2 * high] : 0.f, i >= j + 1 ? acc[block][2 * high + 1] : 0.f);
-      }
-    reinterpret_cast<uint4 *>(out + Chunk::M)[lane] = uint4{m[0], m[1], m[2], m[3]};
+    // The accumulator of columns 8 b .. holds, lane for lane, the B fragment's registers of that block: no exchange at all.
+    const auto masked = [&](int block, int high) {  // elements (i, j), (i, j + 1) on or below the diagonal
+      const int i = row_g + high * 8, j = block * 8 + 2 * t;
+      return pack_bf16(i >= j ? acc[block][2 * high] : 0.f, i > j ? acc[block][2 * high + 1] : 0.f);
+    };
+    uint32_t *m = reinterpret_cast<uint32_t *>(out + Chunk::M) + 4 * lane;
+    m[0] = masked(0, 0);
+    *reinterpret_cast<uint2 *>(m + 2) = uint2{masked(0, 1), masked(1, 1)};
   }
 }
 

@@ -22,10 +22,11 @@ struct Recur {
   static constexpr int STAGES = 4;  // 3 chunks under way: 41 KB a block, what a busy HBM's latency times its share asks for
   static constexpr int SHARED = STAGES * Chunk::BYTES;
   static constexpr int COPIES = Chunk::BYTES / 16;
-  // State 64 registers for each 16 rows, operands and addresses about 50: two blocks of 8 warps fit one SM.
-  static constexpr int BLOCKS_PER_SM = 16 / (WARPS * ROWS_OF_16);
+  // State 64 registers for each 16 rows, operands and addresses about 60: two blocks of 8 warps fit one SM. Smaller
+  // blocks run where there are fewer of them than SMs.
+  static constexpr int BLOCKS_PER_SM = WARPS == 8 ? 2 : 1;
   static_assert(V % SLAB == 0, "slabs must tile the value channels");
-  static_assert(SHARED * BLOCKS_PER_SM <= 160 * 1024 || WARPS < 8, "two blocks of 8 warps must fit the shared memory of sm_80");
+  static_assert(BLOCKS_PER_SM * SHARED <= 160 * 1024, "two blocks of 8 warps must fit the shared memory of sm_80");
 };
 
 // Row m of a 16-row tile is value channel value_of(m): after the transposition of O^T, lane t then holds four neighbouring
@@ -50,6 +51,37 @@ __device__ __forceinline__ int64_t ranked_sequence(const kda_args &a, int64_t ra
   return __ffs(__ballot_sync(ALL_LANES, lane < count && place == rank)) - 1;
 }
 
+// ---- State in and out: f(x, channel, row of the warp) for each number of this lane.
+template <class R, class F>
+__device__ __forceinline__ void for_state(float (&s)[R::ROWS_OF_16][K / 8][4], F f) {
+  const int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3;
+#pragma unroll
+  for (int mt = 0; mt < R::ROWS_OF_16; ++mt)
+#pragma unroll
+    for (int nt = 0; nt < K / 8; ++nt)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) f(s[mt][nt][e], 8 * nt + 2 * t + (e & 1), 16 * mt + value_of(g + (e / 2) * 8));
+}
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(uint16_t x) { return bf16_to_float(x); }
+__device__ __forceinline__ void narrow(float &to, float x) { to = x; }
+__device__ __forceinline__ void narrow(uint16_t &to, float x) { to = float_to_bf16(x); }
+
+template <class R, class T>
+__device__ __forceinline__ void load_state(float (&s)[R::ROWS_OF_16][K / 8][4], const T *from, bool v_first, int value0) {
+  if (v_first)  // [V,K]
+    for_state<R>(s, [&](float &x, int channel, int value) { x = widen(from[(value0 + value) * K + channel]); });
+  else  // [K,V]
+    for_state<R>(s, [&](float &x, int channel, int value) { x = widen(from[channel * V + value0 + value]); });
+}
+template <class R, class T>
+__device__ __forceinline__ void store_state(float (&s)[R::ROWS_OF_16][K / 8][4], T *to, bool v_first, int value0) {
+  if (v_first)
+    for_state<R>(s, [&](float x, int channel, int value) { narrow(to[(value0 + value) * K + channel], x); });
+  else
+    for_state<R>(s, [&](float x, int channel, int value) { narrow(to[channel * V + value0 + value], x); });
+}
+
 template <class R>
 __global__ void __launch_bounds__(R::THREADS, R::BLOCKS_PER_SM) recur(const __grid_constant__ kda_args a) {
   extern __shared__ __align__(1024) unsigned char shared[];
@@ -58,8 +90,8 @@ __global__ void __launch_bounds__(R::THREADS, R::BLOCKS_PER_SM) recur(const __gr
   const int hv = blockIdx.x / R::SLABS % a.heads_v;
   const int64_t n = ranked_sequence(a, blockIdx.x / R::SLABS / a.heads_v);
   const Span span = span_of(a, n);
-  const int64_t length = span.end - span.begin;
-  const int chunks = static_cast<int>(chunks_of(length));
+  const int length = static_cast<int>(span.end - span.begin);
+  const int chunks = (length + C - 1) / C;
   const int value0 = slab * R::SLAB + warp * R::WARP_ROWS;  // this warp's first value channel
 
   // ---- Ring of chunk images: copy chunk c into stage c % STAGES.
@@ -82,32 +114,30 @@ __global__ void __launch_bounds__(R::THREADS, R::BLOCKS_PER_SM) recur(const __gr
   // ---- v rows g and g + 8 of a chunk, value channels 4t..4t+3 of each 16-row tile; two chunks ahead, in registers.
   const uint16_t *v_rows = static_cast<const uint16_t *>(a.v.data) + row(a.v, span.b, span.begin + g, hv) + value0 + 4 * t;
   uint16_t *o_rows = static_cast<uint16_t *>(a.o.data) + row(a.o, span.b, span.begin + g, hv) + value0 + 4 * t;
-  int64_t v_left = length - g, o_left = length - g;  // tokens from this lane's first row to the end
+  int left = length - g;  // tokens from this lane's first row of the chunk to the end
+  const int v_token = static_cast<int>(a.v.stride_token), o_token = static_cast<int>(a.o.stride_token);
   using VRows = uint2[R::ROWS_OF_16][2];
-  auto load_v = [&](VRows &v) {
+  auto load_v = [&](VRows &v, int left_there) {
 #pragma unroll
     for (int r = 0; r < 2; ++r)
 #pragma unroll
       for (int mt = 0; mt < R::ROWS_OF_16; ++mt)
-        v[mt][r] = v_left > 8 * r ? *reinterpret_cast<const uint2 *>(v_rows + 8 * r * a.v.stride_token + 16 * mt) : uint2{0, 0};
-    v_rows += C * a.v.stride_token;
-    v_left -= C;
+        v[mt][r] = left_there > 8 * r ? *reinterpret_cast<const uint2 *>(v_rows + 8 * r * v_token + 16 * mt) : uint2{0, 0};
+    v_rows += C * v_token;
   };
   VRows v_now, v_next;
-  load_v(v_now);
-  load_v(v_next);
+  load_v(v_now, left);
+  load_v(v_next, left - C);
 
   // ---- S^T: s[mt][nt] is rows 16 mt + (g, g + 8), channels 8 nt + (2t, 2t + 1).
   float s[R::ROWS_OF_16][K / 8][4];
-#pragma unroll
-  for (int mt = 0; mt < R::ROWS_OF_16; ++mt)
-#pragma unroll
-    for (int nt = 0; nt < K / 8; ++nt)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int value = value0 + 16 * mt + value_of(g + (e / 2) * 8), channel = 8 * nt + 2 * t + (e & 1);
-        s[mt][nt][e] = a.initial_state ? load(a.initial_state, a.state_dtype, state_at(a, n, hv, channel, value)) : 0.f;
-      }
+  const int64_t state = (n * a.heads_v + hv) * (K * V);
+  if (!a.initial_state)
+    for_state<R>(s, [&](float &x, int, int) { x = 0.f; });
+  else if (a.state_dtype == KDA_BF16)
+    load_state<R>(s, static_cast<const uint16_t *>(a.initial_state) + state, a.state_v_first, value0);
+  else
+    load_state<R>(s, static_cast<const float *>(a.initial_state) + state, a.state_v_first, value0);
 
   // Where this lane points ldmatrix. K~, Q~: matrices (tokens 0-7, unit 0), (0-7, 1), (8-15, 0), (8-15, 1), B[k = channel][n = token].
   // K-: (tokens 0-7, unit 0), (8-15, 0), (0-7, 1), (8-15, 1), transposed: B[k = token][n = channel].
@@ -158,14 +188,16 @@ __global__ void __launch_bounds__(R::THREADS, R::BLOCKS_PER_SM) recur(const __gr
         fr[2 * nt + 1] = pack_bf16(low_bf16(high) - r[mt][nt][2], high_bf16(high) - r[mt][nt][3]);
       }
       float product[2][4] = {};
-      mma(product[0], fr, bt.x, bt.y);
+      mma(product[0], fr[0], fr[1], bt.x);
       mma(product[1], fr, bt.z, bt.w);
+      mma(product[0], fr[0], fr[1], bt.y);
+      mma(product[1], fr[2], fr[3], bm.y);  // the low part of T'(1,1)
 #pragma unroll
       for (int nt = 0; nt < 2; ++nt) {
         u[mt][2 * nt] = pack_bf16(product[nt][0], product[nt][1]);
         u[mt][2 * nt + 1] = pack_bf16(product[nt][2], product[nt][3]);
       }
-      mma(o[mt][0], u[mt], bm.x, bm.y);
+      mma(o[mt][0], u[mt][0], u[mt][1], bm.x);
       mma(o[mt][1], u[mt], bm.z, bm.w);
     }
     // v of the chunk after next: under way for a whole chunk before it is due.
@@ -173,7 +205,7 @@ __global__ void __launch_bounds__(R::THREADS, R::BLOCKS_PER_SM) recur(const __gr
     for (int mt = 0; mt < R::ROWS_OF_16; ++mt)
 #pragma unroll
       for (int nt = 0; nt < 2; ++nt) v_now[mt][nt] = v_next[mt][nt];
-    load_v(v_next);
+    load_v(v_next, left - 2 * C);
 
     // ---- S^T += U^T K-
 #pragma unroll
@@ -194,22 +226,17 @@ __global__ void __launch_bounds__(R::THREADS, R::BLOCKS_PER_SM) recur(const __gr
       for (int mt = 0; mt < R::ROWS_OF_16; ++mt) {
         const uint2 w{movmatrix_trans(pack_bf16(o[mt][nt][0], o[mt][nt][1])),
                       movmatrix_trans(pack_bf16(o[mt][nt][2], o[mt][nt][3]))};
-        if (o_left > 8 * nt) *reinterpret_cast<uint2 *>(o_rows + 8 * nt * a.o.stride_token + 16 * mt) = w;
+        if (left > 8 * nt) *reinterpret_cast<uint2 *>(o_rows + 8 * nt * o_token + 16 * mt) = w;
       }
-    o_rows += C * a.o.stride_token;
-    o_left -= C;
+    o_rows += C * o_token;
+    left -= C;
   }
 
   if (!a.final_state) return;
-#pragma unroll
-  for (int mt = 0; mt < R::ROWS_OF_16; ++mt)
-#pragma unroll
-    for (int nt = 0; nt < K / 8; ++nt)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int value = value0 + 16 * mt + value_of(g + (e / 2) * 8), channel = 8 * nt + 2 * t + (e & 1);
-        store(a.final_state, a.state_dtype, state_at(a, n, hv, channel, value), s[mt][nt][e]);
-      }
+  if (a.state_dtype == KDA_BF16)
+    store_state<R>(s, static_cast<uint16_t *>(a.final_state) + state, a.state_v_first, value0);
+  else
+    store_state<R>(s, static_cast<float *>(a.final_state) + state, a.state_v_first, value0);
 }
 
 }  // namespace kda::v2

@@ -15,8 +15,11 @@ constexpr int HALF = 8;  // rows on each side of the anchor
 constexpr float LOG2E = 1.4426950408889634f;
 
 // One chunk of one value head, as `prepare` leaves it for `recur`: an image of the shared memory that `recur` wants,
-// byte for byte, so that copying it needs no index arithmetic. [C,K] tiles are bf16 with swizzled rows (see `tile_offset`);
-// T' and M are bf16 in the order of B fragments: lane l's four registers are bytes [16 l, 16 l + 16).
+// byte for byte, so that copying it needs no index arithmetic. [C,K] tiles are bf16 with swizzled rows (see `tile_offset`).
+// T' and M are triangular B fragments, bf16, four registers a lane, 8x8 blocks named by (rows i, columns j):
+//     T: T'(0,0), low T'(0,0), T'(1,0), T'(1,1)        M: M(0,0), low T'(1,1), M(1,0), M(1,1)
+// The blocks (0,1) are zero. Their registers carry what rounding to bf16 cut off T' next to its diagonal: with repeated
+// keys and beta near 1 that halves the error of the whole kernel, and costs no byte.
 struct Chunk {
   static constexpr int TILE = C * K * 2;
   static constexpr int FRAGMENT = C * C * 2;

@@ -41,7 +41,10 @@ const char *declines(const kda_args &a) {
   if (a.o.dtype != KDA_BF16) return "o must be bf16";
   for (const kda_tensor *x : {&a.q, &a.k, &a.v, &a.o, &a.g})
     if (!rows_are_16_byte(*x, K)) return "q, k, v, g and o must have rows that start at multiples of 16 bytes";
+  for (const kda_tensor *x : {&a.v, &a.o})  // a chunk of rows is stepped over in 32 bits: registers are what recur is short of
+    if (x->stride_token < 0 || x->stride_token > INT32_MAX / (2 * C)) return "token strides of v and o must be at most 2^26 elements";
   if (a.state_indices) return "state_indices are for decode";
+  if (a.tokens > INT32_MAX) return "T must be below 2^31";
   if (slots_of(a) * a.heads_v > INT32_MAX) return "more than 2^31 - 1 chunks";
   return nullptr;
 }
