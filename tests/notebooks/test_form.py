@@ -112,6 +112,7 @@ REFUSED = {
         "/home/ada/kda/x.py",
     ),
     "path in source": (add(code("open('/Users/ada/x')")), "/Users/ada/x"),
+    "path in a home": (add(code("open('~/kda/x')")), "~/kda/x"),
     "path in prose": (add(new_markdown_cell(r"Look into C:\Users\ada")), "a path of one machine"),
     "path in a traceback": (
         add(

@@ -1,8 +1,10 @@
 """The Makefile's set-up, with a stand-in for Python: no network, no second environment."""
 
+import re
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,14 @@ def test_too_old(course):
     assert told.returncode != 0
     assert "Python 3.9.2 is too old, the course needs 3.11 or newer" in told.stdout + told.stderr
     assert not (course.folder / ".venv").exists()
+
+
+@pytest.mark.parametrize(("version", "status"), [((3, 10, 14), 1), ((3, 11, 0), 0), ((4, 0), 0)])
+def test_which_is_too_old(version, status):
+    """The check itself, in a Python that thinks it is another version."""
+    check = re.search(r"\$\(PYTHON\) -c '(.+?)'", (ROOT / "Makefile").read_text())[1]
+    script = f"import sys; sys.version_info = {version}; {check}"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == status
 
 
 def test_no_python(course):
