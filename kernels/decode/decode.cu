@@ -103,6 +103,9 @@ struct Feed {
   float qk[2];
 };
 
+// The two roles meet here from different branches, where barrier 0 (__syncthreads) may not be used.
+__device__ void meet() { asm volatile("barrier.sync 1, %0;" ::"r"(blockDim.x) : "memory"); }
+
 // The last warp's whole life: activate token after token. The barrier that publishes token t also says
 // that token t - 1 may be read no more once token t + 1 is written, so one barrier a token is enough;
 // BARRIERS is how many the readers' loop has.
@@ -132,7 +135,7 @@ __device__ void feed_tokens(const kda_args &a, const Place &p, Feed<K, COLUMNS> 
       feed.beta[i] = kda::activate_beta(a.beta_kind, beta.value(beta_bits[0]));
       feed.qk[i] = qk;
     }
-    for (int j = 0; j < BARRIERS; ++j) __syncthreads();
+    for (int j = 0; j < BARRIERS; ++j) meet();
   }
 }
 
@@ -204,7 +207,7 @@ __global__ void __launch_bounds__(S::kThreads + kFeeder, S::kBlocksPerSM)
 #pragma unroll 1
   for (int64_t t = p.span.begin; t < p.span.end; ++t) {
     const int now = (t - p.span.begin) % 2;
-    __syncthreads();  // token t is ready
+    meet();  // token t is ready
     float sums[2 * ROWS] = {};
 #pragma unroll
     for (int j = 0; j < PIECES; ++j)
@@ -302,7 +305,7 @@ __global__ void __launch_bounds__(S::kThreads + kFeeder, S::kBlocksPerSM)
 #pragma unroll 1
   for (int64_t t = p.span.begin; t < p.span.end; ++t) {
     const int now = (t - p.span.begin) % 2;
-    __syncthreads();  // token t is ready
+    meet();  // token t is ready
     float sums[2 * N] = {};
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
@@ -321,7 +324,7 @@ __global__ void __launch_bounds__(S::kThreads + kFeeder, S::kBlocksPerSM)
 #pragma unroll
     for (int i = 0; i < 2 * N / kGroups; ++i)
       partial[warp][(from + i) / N][in_block + (from + i) % N] = sums[i];
-    __syncthreads();
+    meet();
 
     float u[N];
 #pragma unroll
