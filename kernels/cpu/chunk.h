@@ -347,11 +347,17 @@ struct Advance {
   }
 };
 
-/* Tokens t .. t+n of batch b, value head hv, state panels [first, last); `more` tokens follow. */
-static void chunk(const kda_args &args, const Scratch &s, int64_t b, int64_t t, int n, int more, int64_t hv,
-                  int first, int last) {
-  const int K = args.dim_k, Kp = s.Kp;
-  const int64_t h = hv / (args.heads_v / args.heads_qk);
+/* n tokens from t on of batch b in value head hv. */
+struct Place {
+  int64_t b, t, hv;
+  int n;
+};
+
+/* One chunk, in the state panels [first, last); `then` is where the thread goes next. */
+static void chunk(const kda_args &args, const Scratch &s, float *state, const Place &at, const Place &then, int first,
+                  int last) {
+  const int K = args.dim_k, Kp = s.Kp, n = at.n;
+  const int64_t b = at.b, t = at.t, hv = at.hv, group = args.heads_v / args.heads_qk, h = hv / group;
   const int column = first * PW, columns = std::min<int>(last * PW, args.dim_v) - column;
   kda_tensor v = args.v, o = args.o;
   const int bytes_v = v.dtype == KDA_F32 ? 4 : 2;
@@ -381,16 +387,16 @@ static void chunk(const kda_args &args, const Scratch &s, int64_t b, int64_t t, 
   operands(s, n);
   inside(s, n);
   Foresight next;
-  for (int i = 0; i < more; ++i) {
-    next.add(args.k, b, t + n + i, h, K);
-    next.add(args.q, b, t + n + i, h, K);
-    next.add(args.g, b, t + n + i, hv, K);
-    next.add(v, b, t + n + i, hv, columns);
-    next.add(o, b, t + n + i, hv, columns);
+  for (int i = 0; i < then.n; ++i) {
+    next.add(args.k, then.b, then.t + i, then.hv / group, K);
+    next.add(args.q, then.b, then.t + i, then.hv / group, K);
+    next.add(args.g, then.b, then.t + i, then.hv, K);
+    next.add(v, then.b, then.t + i, then.hv, columns);
+    next.add(o, then.b, then.t + i, then.hv, columns);
   }
   next.spread_over((last - first) * ((K + ROWS - 1) / ROWS));
   for (int panel = first; panel < last; ++panel) {
-    float *S = s.S + static_cast<int64_t>(panel) * PW * Kp;
+    float *S = state + static_cast<int64_t>(panel) * PW * Kp;
     in_tiles(0, n, Corrections{s, S, panel, K});
     in_tiles(0, n, Outputs{s, S, panel, K});
     in_tiles(0, K, Advance{s, S, n, next});
@@ -399,7 +405,7 @@ static void chunk(const kda_args &args, const Scratch &s, int64_t b, int64_t t, 
 }
 
 /* The state of (sequence n, value head hv) into panels [K][PW], or zeros. */
-static void read_state(const kda_args &args, const Scratch &s, int64_t n, int64_t hv, int first, int last) {
+static void read_state(const kda_args &args, float *S, int Kp, int64_t n, int64_t hv, int first, int last) {
   const int K = args.dim_k, V = args.dim_v;
   const float *state = static_cast<const float *>(args.initial_state);
   if (state) state += (n * args.heads_v + hv) * K * V;
@@ -407,12 +413,12 @@ static void read_state(const kda_args &args, const Scratch &s, int64_t n, int64_
     for (int c = 0; c < K; ++c)
       for (int x = 0; x < PW; ++x) {
         const int64_t col = panel * PW + x;
-        s.S[(static_cast<int64_t>(panel) * s.Kp + c) * PW + x] =
+        S[(static_cast<int64_t>(panel) * Kp + c) * PW + x] =
             !state || col >= V ? 0.f : args.state_v_first ? state[col * K + c] : state[static_cast<int64_t>(c) * V + col];
       }
 }
 
-static void write_state(const kda_args &args, const Scratch &s, int64_t n, int64_t hv, int first, int last) {
+static void write_state(const kda_args &args, const float *S, int Kp, int64_t n, int64_t hv, int first, int last) {
   const int K = args.dim_k, V = args.dim_v;
   float *state = static_cast<float *>(args.final_state);
   if (!state) return;
@@ -423,19 +429,26 @@ static void write_state(const kda_args &args, const Scratch &s, int64_t n, int64
         const int64_t col = panel * PW + x;
         if (col >= V) break;
         (args.state_v_first ? state[col * K + c] : state[static_cast<int64_t>(c) * V + col]) =
-            s.S[(static_cast<int64_t>(panel) * s.Kp + c) * PW + x];
+            S[(static_cast<int64_t>(panel) * Kp + c) * PW + x];
       }
 }
 
-/* All tokens of one sequence in one value head and the panels [first, last). */
+/* All tokens of one sequence in neighbouring value heads, chunk by chunk: their rows share memory pages. */
 static void task(const kda_args &args, const Scratch &s, const Task &work) {
-  read_state(args, s, work.sequence, work.head, work.first, work.last);
-  for (int64_t t = work.begin; t < work.end; t += CHUNK) {
-    const int n = static_cast<int>(std::min<int64_t>(CHUNK, work.end - t));
-    const int more = static_cast<int>(std::min<int64_t>(CHUNK, work.end - t - n));
-    chunk(args, s, work.batch, t, n, more, work.head, work.first, work.last);
-  }
-  write_state(args, s, work.sequence, work.head, work.first, work.last);
+  const int64_t floats = static_cast<int64_t>(s.Kp) * s.Vp; /* of one head's state */
+  for (int i = 0; i < work.heads; ++i)
+    read_state(args, s.S + i * floats, s.Kp, work.sequence, work.head + i, work.first, work.last);
+  auto place = [&](int64_t t, int i) {
+    const int64_t n = std::max<int64_t>(0, std::min<int64_t>(CHUNK, work.end - t));
+    return Place{work.batch, t, work.head + i, static_cast<int>(n)};
+  };
+  for (int64_t t = work.begin; t < work.end; t += CHUNK)
+    for (int i = 0; i < work.heads; ++i) {
+      const Place then = i + 1 < work.heads ? place(t, i + 1) : place(t + CHUNK, 0);
+      chunk(args, s, s.S + i * floats, place(t, i), then, work.first, work.last);
+    }
+  for (int i = 0; i < work.heads; ++i)
+    write_state(args, s.S + i * floats, s.Kp, work.sequence, work.head + i, work.first, work.last);
 }
 
 #undef KDA_INLINE

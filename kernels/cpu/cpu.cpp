@@ -4,7 +4,8 @@
  *   with the state per chunk; the state of one head never leaves the core's own cache.
  * What changed against the PyTorch chunks (kda_lab/chunked.py): decays inside a chunk are running products,
  *   one exponential per token and channel instead of one per pair; the corrections U come from substitution in
- *   registers; a panel of 2 vectors of state columns stays in L1 while it is read for K and Q and rewritten.
+ *   registers; a panel of 2 vectors of state columns stays in L1 while it is read for K and Q and rewritten;
+ *   a thread takes up to four neighbouring heads through the tokens together, since their rows share memory pages.
  * Predicted: 98,304 of about 108,000 FLOP per token and head run at the rate of a good matrix product, the
  *   preparation costs a sixth on top: 1.2 times the arithmetic floor at K = V = 128.
  * Ledger rows: rung `cpu`, kind `cpu` (kda-lab bench cpu).
@@ -35,6 +36,7 @@ namespace {
 constexpr int CHUNK = 16;
 constexpr int WIDEST = 16;           /* floats in the widest vector served */
 constexpr double THREAD_FLOPS = 8e6; /* below this, starting a thread costs more than it saves */
+constexpr int64_t CACHE = 256 << 10; /* bytes of states that a core keeps beside everything else */
 constexpr double PREPARATION = 1.2;  /* of a chunk, in units of the work on 16 columns of the state */
 
 inline float from_bf16(uint16_t x) {
@@ -54,7 +56,7 @@ inline uint16_t to_bf16(float x) { /* to nearest, ties to even; NaN stays NaN */
 /* What one thread works in: rows of Kp = K or Vp = V floats, rounded up to whole vectors. */
 struct Scratch {
   int Kp, Vp;
-  float *S;                       /* [panels][Kp][PW] the state */
+  float *S;                       /* [heads][panels][Kp][PW] the states */
   float *k, *q, *a;               /* [16][Kp] normalised keys, scaled queries, decays */
   float *k_in, *q_in, *k_out;     /* [16][Kp] */
   float *v, *o;                   /* [16][Vp] */
@@ -64,14 +66,14 @@ struct Scratch {
   float *L, *M;                   /* [16][16] */
   float *beta;                    /* [16] */
 
-  static int64_t floats(int Kp, int Vp) {
-    return static_cast<int64_t>(Kp) * Vp + (6 * CHUNK + 4 + 3) * static_cast<int64_t>(Kp) +
+  static int64_t floats(int heads, int Kp, int Vp) {
+    return static_cast<int64_t>(heads) * Kp * Vp + (6 * CHUNK + 4 + 3) * static_cast<int64_t>(Kp) +
            2 * CHUNK * static_cast<int64_t>(Vp) + CHUNK * 2 * WIDEST + 2 * CHUNK * CHUNK + CHUNK;
   }
 
-  Scratch(float *at, int Kp, int Vp) : Kp(Kp), Vp(Vp) {
+  Scratch(float *at, int heads, int Kp, int Vp) : Kp(Kp), Vp(Vp) {
     auto take = [&](int64_t n) { return at += n, at - n; };
-    S = take(static_cast<int64_t>(Kp) * Vp);
+    S = take(static_cast<int64_t>(heads) * Kp * Vp);
     for (float **p : {&k, &q, &a, &k_in, &q_in, &k_out}) *p = take(CHUNK * Kp);
     v = take(CHUNK * Vp), o = take(CHUNK * Vp);
     U = take(CHUNK * 2 * WIDEST);
@@ -85,6 +87,7 @@ struct Scratch {
 struct Task {
   int64_t sequence, batch, begin, end; /* tokens begin .. end of row `batch` */
   int64_t head;
+  int heads;       /* value heads head .. head + heads */
   int first, last; /* panels */
 };
 
@@ -192,14 +195,25 @@ kda_status fail(kda_status status, const std::string &text) {
 int padded_k(const kda_args &a) { return (a.dim_k + WIDEST - 1) / WIDEST * WIDEST; }
 int padded_v(const kda_args &a) { return (a.dim_v + 2 * WIDEST - 1) / (2 * WIDEST) * (2 * WIDEST); }
 
-int64_t scratch_bytes(const kda_args &a) { /* per thread, whole 256-byte units */
-  return (Scratch::floats(padded_k(a), padded_v(a)) * 4 + 255) / 256 * 256;
-}
 
 int threads_wanted(const kda_args &a) {
   const double flops = 6.0 * a.batch * a.tokens * a.heads_v * a.dim_k * a.dim_v;
   const int cores = a.threads > 0 ? a.threads : std::max(1u, std::thread::hardware_concurrency());
   return static_cast<int>(std::min<double>(cores, 1 + flops / THREAD_FLOPS));
+}
+
+/* How many neighbouring heads a thread takes through the tokens together: as many as its cache holds states of, while
+ * the shares still divide evenly over the threads. */
+int heads_together(const kda_args &a) {
+  const int64_t state = static_cast<int64_t>(padded_k(a)) * padded_v(a) * 4, threads = threads_wanted(a);
+  int heads = 1;
+  for (int more = 2; more * state <= CACHE && a.heads_v % more == 0; more *= 2)
+    if (a.sequences * a.heads_v / more % threads == 0) heads = more;
+  return heads;
+}
+
+int64_t scratch_bytes(const kda_args &a) { /* per thread, whole 256-byte units */
+  return (Scratch::floats(heads_together(a), padded_k(a), padded_v(a)) * 4 + 255) / 256 * 256;
 }
 
 /* Into how many parts the columns of V are best divided: more parts balance better, each prepares its chunks anew. */
@@ -237,17 +251,19 @@ kda_status forward(const kda_args &a) {
     return fail(KDA_WORKSPACE, "it needs " + std::to_string(scratch_bytes(a) * threads) + " bytes, 256-byte aligned");
 
   const int panels = (a.dim_v + isa->panel - 1) / isa->panel;
-  const int parts = parts_of_v(a.sequences * a.heads_v, panels, isa->panel, threads);
+  const int heads = heads_together(a);
+  const int parts = heads > 1 ? 1 : parts_of_v(a.sequences * a.heads_v, panels, isa->panel, threads);
   std::vector<Task> tasks;
-  tasks.reserve(a.sequences * a.heads_v * parts);
+  tasks.reserve(a.sequences * a.heads_v / heads * parts);
   int64_t done = 0;
   for (int64_t n = 0; n < a.sequences; ++n) {
     int64_t begin, end;
     span(a, n, done, begin, end);
     if (a.cu_seqlens_bits) done = end;
-    for (int64_t hv = 0; hv < a.heads_v; ++hv)
+    for (int64_t hv = 0; hv < a.heads_v; hv += heads)
       for (int p = 0; p < parts; ++p)
-        tasks.push_back({n, a.cu_seqlens_bits ? 0 : n, begin, end, hv, panels * p / parts, panels * (p + 1) / parts});
+        tasks.push_back(
+            {n, a.cu_seqlens_bits ? 0 : n, begin, end, hv, heads, panels * p / parts, panels * (p + 1) / parts});
   }
   if (a.cu_seqlens_bits) /* long sequences first, so that the last to finish is a short one */
     std::stable_sort(tasks.begin(), tasks.end(),
@@ -257,7 +273,7 @@ kda_status forward(const kda_args &a) {
   auto work = [&](int thread) {
     const FlushTiny flush;
     const Scratch scratch(reinterpret_cast<float *>(static_cast<char *>(a.workspace) + scratch_bytes(a) * thread),
-                          padded_k(a), padded_v(a));
+                          heads, padded_k(a), padded_v(a));
     for (size_t i; (i = next.fetch_add(1)) < tasks.size();) isa->task(a, scratch, tasks[i]);
   };
   std::vector<std::thread> others;
