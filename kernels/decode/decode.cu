@@ -104,12 +104,15 @@ struct Feed {
 };
 
 // The two roles meet here from different branches, where barrier 0 (__syncthreads) may not be used.
-__device__ void meet() { asm volatile("barrier.sync 1, %0;" ::"r"(blockDim.x) : "memory"); }
+template <int THREADS>
+__device__ void meet() {
+  asm volatile("barrier.sync 1, %0;" ::"n"(THREADS) : "memory");
+}
 
 // The last warp's whole life: activate token after token. The barrier that publishes token t also says
 // that token t - 1 may be read no more once token t + 1 is written, so one barrier a token is enough;
 // BARRIERS is how many the readers' loop has.
-template <int BARRIERS, int K, int COLUMNS>
+template <int BARRIERS, int THREADS, int K, int COLUMNS>
 __device__ void feed_tokens(const kda_args &a, const Place &p, Feed<K, COLUMNS> &feed) {
   const int lane = threadIdx.x % 32;
 #pragma unroll 1
@@ -135,7 +138,7 @@ __device__ void feed_tokens(const kda_args &a, const Place &p, Feed<K, COLUMNS> 
       feed.beta[i] = kda::activate_beta(a.beta_kind, beta.value(beta_bits[0]));
       feed.qk[i] = qk;
     }
-    for (int j = 0; j < BARRIERS; ++j) meet();
+    for (int j = 0; j < BARRIERS; ++j) meet<THREADS>();
   }
 }
 
@@ -175,7 +178,7 @@ __global__ void __launch_bounds__(S::kThreads + kFeeder, S::kBlocksPerSM)
   zero_o(a, p, p.skipped ? p.span.begin : p.span.end, p.span.tail, first, S::kBlockRows);
   if (p.skipped) return;
 
-  if (threadIdx.x >= S::kThreads) return feed_tokens<1>(a, p, feed);
+  if (threadIdx.x >= S::kThreads) return feed_tokens<1, S::kThreads + kFeeder>(a, p, feed);
 
   const int lane = threadIdx.x % 32, in_row = lane % LANES;
   // Row `r` of this lane is column first_row + r * kNextRow of V
@@ -207,7 +210,7 @@ __global__ void __launch_bounds__(S::kThreads + kFeeder, S::kBlocksPerSM)
 #pragma unroll 1
   for (int64_t t = p.span.begin; t < p.span.end; ++t) {
     const int now = (t - p.span.begin) % 2;
-    meet();  // token t is ready
+    meet<S::kThreads + kFeeder>();  // token t is ready
     float sums[2 * ROWS] = {};
 #pragma unroll
     for (int j = 0; j < PIECES; ++j)
@@ -285,7 +288,7 @@ __global__ void __launch_bounds__(S::kThreads + kFeeder, S::kBlocksPerSM)
   zero_o(a, p, p.skipped ? p.span.begin : p.span.end, p.span.tail, first, S::kBlockCols);
   if (p.skipped) return;
 
-  if (threadIdx.x >= S::kThreads) return feed_tokens<2>(a, p, feed);
+  if (threadIdx.x >= S::kThreads) return feed_tokens<2, S::kThreads + kFeeder>(a, p, feed);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int in_block = lane % LANES * N, x0 = first + in_block;  // this thread's N columns
@@ -305,7 +308,7 @@ __global__ void __launch_bounds__(S::kThreads + kFeeder, S::kBlocksPerSM)
 #pragma unroll 1
   for (int64_t t = p.span.begin; t < p.span.end; ++t) {
     const int now = (t - p.span.begin) % 2;
-    meet();  // token t is ready
+    meet<S::kThreads + kFeeder>();  // token t is ready
     float sums[2 * N] = {};
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
@@ -324,7 +327,7 @@ __global__ void __launch_bounds__(S::kThreads + kFeeder, S::kBlocksPerSM)
 #pragma unroll
     for (int i = 0; i < 2 * N / kGroups; ++i)
       partial[warp][(from + i) / N][in_block + (from + i) % N] = sums[i];
-    meet();
+    meet<S::kThreads + kFeeder>();
 
     float u[N];
 #pragma unroll
