@@ -161,7 +161,7 @@ struct VFirst {
   static constexpr int LANES = K / N < 32 ? K / N : 32;        // 32 lanes * 16 bytes = 512 bytes
   static constexpr int PIECES = K / N / LANES;                 // 16-byte pieces of a row for one lane
   static constexpr int kStateFloats = 32;                      // of a thread: 8 fp32 loads in flight
-  static constexpr int kBlocksPerSM = K > 128 ? 4 : 6;         // 96 KB of fp32 loads in flight an SM
+  static constexpr int kBlocksPerSM = K > 128 ? 4 : 5;         // 80 KB of fp32 loads in flight an SM
   static constexpr int ROWS = kStateFloats / (PIECES * N);     // rows of a lane
   static constexpr int kWarpRows = 32 / LANES * ROWS;
   static constexpr int kBlockRows = kThreads / 32 * kWarpRows; // columns of V for one block
