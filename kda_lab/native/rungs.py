@@ -88,6 +88,7 @@ RUNGS: dict[str, Rung] = {
             ("decode/decode.cu",),
             direction="decode",
             states=("float32", "bfloat16"),
+            spills={"VFirstItLi128": 8},  # five blocks an SM, at 80 registers, are worth it
         ),
         Rung(
             "v2",
