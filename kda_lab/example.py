@@ -6,7 +6,7 @@ and are easily mixed up: their keys overlap by 0.6. Cleo and Dev sit at table tw
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def inputs(
     K: int = 4,
     V: int = 4,
     device: str | torch.device = "cpu",
-) -> dict[str, Tensor | float]:
+) -> dict[str, Any]:
     """The eight tokens as arguments of `kda_lab.chunk_kda`: q k v g beta and scale 1.
 
     gate: "none" never forgets; "scalar" has one decay for all channels, so that letting table one

@@ -3,10 +3,12 @@
 import math
 import os
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Default = TypeVar("Default", float, None)
 CHUNK_SIZES = (16, 32, 64)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SAFE_BOUND = -5.0  # the strongest log decay per token that a bounded-range kernel must survive
@@ -176,7 +178,7 @@ def check_call(
     return call
 
 
-def _number(name: str, x, default: float | None) -> float | None:
+def _number(name: str, x, default: Default) -> float | Default:
     if x is None:
         return default
     if isinstance(x, bool) or not isinstance(x, int | float):

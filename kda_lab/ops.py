@@ -29,6 +29,7 @@ def choose(call: Call, backend: str) -> Backend:
         if reason:
             raise ValueError(f"backend {backend!r} cannot serve this call: {reason}")
         return BACKENDS[backend]
+    order: tuple[str, ...]
     if call.recurrent:
         order = AUTO_RECURRENT
     else:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+from cycler import cycler
 from IPython.core.pylabtools import print_figure
 from IPython.display import display
 from matplotlib.axes import Axes
@@ -119,7 +120,7 @@ def rc(mode: str = "light") -> dict[str, object]:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": False,
-        "axes.prop_cycle": mpl.cycler(color=[PALETTE[mode][m] for m in MEANINGS]),
+        "axes.prop_cycle": cycler(color=[PALETTE[mode][m] for m in MEANINGS]),
         "grid.color": s["line"],
         "grid.linewidth": 0.8,
         "xtick.color": s["muted"],

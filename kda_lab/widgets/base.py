@@ -55,7 +55,7 @@ class CourseWidget(anywidget.AnyWidget):
         raise NotImplementedError(f"{type(self).__name__} does not describe its picture")
 
     def _repr_mimebundle_(self, **kwargs):
-        live, metadata = super()._repr_mimebundle_(**kwargs)
+        live, metadata = super()._repr_mimebundle_(**kwargs)  # type: ignore[misc]
         with palette.style():
             picture, described = palette.png_bundle(self.figure(), self.alt())
         return live | picture, metadata | described
