@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 NBVAL := -p tests.notebooks.nbval_hooks --nbval --nbval-current-env --nbval-cell-timeout=120 \
 	--nbval-sanitize-with tests/notebooks/sanitize.cfg --dist loadfile
 
-.PHONY: help lab test units notebooks ledger browser-test lint kernels clean
+.PHONY: help lab test units notebooks ledger browser-test lint kernels pictures clean
 
 help:
 	@echo "make lab           set up .venv and open the course in JupyterLab"
@@ -43,6 +43,10 @@ lint: .venv/.dev
 kernels: .venv/.course
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt nvidia-cutlass
 	$(BIN)/python -m kda_lab.cli build
+
+pictures: .venv/.course
+	$(BIN)/python -c "from kda_lab import palette, widgets; palette.use(); \
+		widgets.StateEvolution(token=7).figure().savefig('notebooks/pictures/state.png', dpi=120)"
 
 clean:
 	rm -rf .venv build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache
