@@ -21,7 +21,7 @@ namespace kda::v2 {
 
 struct Prepare {
   static constexpr int THREADS = 128;       // 64 channel pairs x 2 halves
-  static constexpr int BLOCKS_PER_SM = 6;   // 80 registers a thread; 8 x 17 KB of shared memory fits sm_80 too
+  static constexpr int BLOCKS_PER_SM = 7;     // 72 registers a thread; 7 x 18 KB of shared memory fits sm_80 too
   static constexpr float SPAN_LIMIT = -60.f;  // log2; up * down stays under 2^120, finite even where it is masked
 };
 static_assert(Prepare::THREADS == K / 2 * (C / HALF), "a thread owns one channel pair of one half of the rows");
@@ -37,17 +37,17 @@ struct PrepareShared {
   int pairwise[4];
 };
 
-// Two neighbouring channels of q, k or g: as fp32, or as packed bf16.
+// Two neighbouring channels of q, k or g: `T` is float2, or packed bf16.
 template <typename T>
-__device__ inline T load_pair(const kda_tensor &x, int64_t at) {
-  return *reinterpret_cast<const T *>(static_cast<const char *>(x.data) + at * (sizeof(T) / 2));
+__device__ inline const char *pair_at(const kda_tensor &x, int64_t element) {
+  return static_cast<const char *>(x.data) + element * static_cast<int64_t>(sizeof(T) / 2);
 }
-template <bool FP32_GATE>
-__device__ inline float2 load_gate(const kda_tensor &g, int64_t at) {
-  if constexpr (FP32_GATE) return load_pair<float2>(g, at);
-  const uint32_t w = load_pair<uint32_t>(g, at);
-  return {low_bf16(w), high_bf16(w)};
+template <typename T>
+__device__ inline T load_pair(const kda_tensor &x, int64_t element) {
+  return *reinterpret_cast<const T *>(pair_at<T>(x, element));
 }
+__device__ inline float2 gate_pair(float2 g) { return g; }
+__device__ inline float2 gate_pair(uint32_t g) { return {low_bf16(g), high_bf16(g)}; }
 
 // What turns a raw gate into a log decay, for two channels.
 struct GateConstants {
@@ -141,7 +141,7 @@ __device__ __forceinline__ void write_inverse(PrepareShared &sm, float (&l)[2][4
   reinterpret_cast<uint32_t *>(out + Chunk::M)[4 * lane + 1] = sm.t_low[lane];
 }
 
-template <int GATE, bool FP32_GATE>
+template <int GATE, typename GatePair>  // GatePair: float2 or uint32_t (packed bf16)
 __global__ void __launch_bounds__(Prepare::THREADS, Prepare::BLOCKS_PER_SM)
     prepare(const __grid_constant__ kda_args a) {
   extern __shared__ __align__(1024) unsigned char shared[];
@@ -175,18 +175,24 @@ __global__ void __launch_bounds__(Prepare::THREADS, Prepare::BLOCKS_PER_SM)
   // (a padded zero logit would decay).
   const int row0 = half * HALF;
   const int h = hv / (a.heads_v / a.heads_qk);
+  const GateConstants gate = gate_constants<GATE>(a, hv, channel);
   uint32_t q[HALF], k[HALF];  // bf16 pairs
   float2 g[HALF];             // log2 decay
   {
-    const int64_t at_q = row(a.q, chunk.b, chunk.token + row0, h) + channel;
-    const int64_t at_k = row(a.k, chunk.b, chunk.token + row0, h) + channel;
-    const int64_t at_g = row(a.g, chunk.b, chunk.token + row0, hv) + channel;
+    const char *from_q = pair_at<uint32_t>(a.q, row(a.q, chunk.b, chunk.token + row0, h) + channel);
+    const char *from_k = pair_at<uint32_t>(a.k, row(a.k, chunk.b, chunk.token + row0, h) + channel);
+    const char *from_g = pair_at<GatePair>(a.g, row(a.g, chunk.b, chunk.token + row0, hv) + channel);
+    const int64_t step_q = a.q.stride_token * 2, step_k = a.k.stride_token * 2;
+    const int64_t step_g = a.g.stride_token * static_cast<int64_t>(sizeof(GatePair) / 2);
 #pragma unroll
     for (int i = 0; i < HALF; ++i) {
-      const bool valid = row0 + i < chunk.rows;
-      q[i] = valid ? load_pair<uint32_t>(a.q, at_q + i * a.q.stride_token) : 0;
-      k[i] = valid ? load_pair<uint32_t>(a.k, at_k + i * a.k.stride_token) : 0;
-      g[i] = valid ? load_gate<FP32_GATE>(a.g, at_g + i * a.g.stride_token) : float2{0.f, 0.f};
+      q[i] = 0, k[i] = 0, g[i] = float2{0.f, 0.f};
+      if (row0 + i < chunk.rows) {
+        q[i] = *reinterpret_cast<const uint32_t *>(from_q);
+        k[i] = *reinterpret_cast<const uint32_t *>(from_k);
+        g[i] = gate_pair(*reinterpret_cast<const GatePair *>(from_g));
+      }
+      from_q += step_q, from_k += step_k, from_g += step_g;
     }
   }
   if (a.l2norm) {
@@ -200,7 +206,6 @@ __global__ void __launch_bounds__(Prepare::THREADS, Prepare::BLOCKS_PER_SM)
     if (lane % 2 == 0) sm.squares[warp][first_of<2 * HALF, 32>(lane)] = x[0];
   }
   {
-    const GateConstants gate = gate_constants<GATE>(a, hv, channel);
     float2 sum{0.f, 0.f};
 #pragma unroll
     for (int i = 0; i < HALF; ++i) {
@@ -220,6 +225,10 @@ __global__ void __launch_bounds__(Prepare::THREADS, Prepare::BLOCKS_PER_SM)
   }
   __syncwarp();
   const float *q_norm = sm.norms[warp], *k_norm = sm.norms[warp] + HALF;
+  // The normalised key is rounded before any gate touches it. A weak gate then rounds back to the same key in every tile
+  // and token, so that what is written along it can be erased along it; rounded apart, the differences pile up.
+#pragma unroll
+  for (int i = 0; i < HALF; ++i) k[i] = pack_bf16(low_bf16(k[i]) * k_norm[i], high_bf16(k[i]) * k_norm[i]);
 
   const float2 upper = *reinterpret_cast<const float2 *>(&sm.half_sum[0][channel]);
   const float2 lower = *reinterpret_cast<const float2 *>(&sm.half_sum[1][channel]);
@@ -247,7 +256,7 @@ __global__ void __launch_bounds__(Prepare::THREADS, Prepare::BLOCKS_PER_SM)
       sum.x += g[i].x;
       sum.y += g[i].y;
       const float px = exp2_approx(sum.x), py = exp2_approx(sum.y);
-      const float kx = low_bf16(k[i]) * k_norm[i] * px, ky = high_bf16(k[i]) * k_norm[i] * py;
+      const float kx = low_bf16(k[i]) * px, ky = high_bf16(k[i]) * py;
       const float qx = low_bf16(q[i]) * q_norm[i] * px, qy = high_bf16(q[i]) * q_norm[i] * py;
       const uint32_t at = (word ^ (i * 16)) + i * K * 2;
       char *image = reinterpret_cast<char *>((out_word ^ (i * 16)) + i * K * 2);
@@ -262,8 +271,8 @@ __global__ void __launch_bounds__(Prepare::THREADS, Prepare::BLOCKS_PER_SM)
     float2 sum{0.f, 0.f};
 #pragma unroll
     for (int i = HALF - 1; i >= 0; --i) {
-      const float kx = low_bf16(k[i]) * k_norm[i] * exp2_approx(sum.x);
-      const float ky = high_bf16(k[i]) * k_norm[i] * exp2_approx(sum.y);
+      const float kx = low_bf16(k[i]) * exp2_approx(sum.x);
+      const float ky = high_bf16(k[i]) * exp2_approx(sum.y);
       const uint32_t at = (word ^ (i * 16)) + i * K * 2;
       char *image = reinterpret_cast<char *>((out_word ^ (i * 16)) + i * K * 2);
       *reinterpret_cast<uint32_t *>(sm.k_down + at) = pack_bf16(kx * down.x, ky * down.y);
@@ -277,17 +286,18 @@ __global__ void __launch_bounds__(Prepare::THREADS, Prepare::BLOCKS_PER_SM)
   if (lane == 0) sm.pairwise[warp] = pairwise;
   if (pairwise) {  // rare: all is found and read again, row by row, so that it holds no registers on the way here
     const Place again = place_of(a, slot);
-    const GateConstants gate = gate_constants<GATE>(a, hv, channel);
+    const GateConstants again_gate = gate_constants<GATE>(a, hv, channel);
     float2 reach[HALF] = {};
 #pragma unroll 1
     for (int i = 0; i < HALF; ++i) {
       const int64_t token = again.token + row0 + i;
       const bool valid = row0 + i < again.rows;
       const uint32_t qi = valid ? load_pair<uint32_t>(a.q, row(a.q, again.b, token, h) + channel) : 0;
-      const uint32_t ki = valid ? load_pair<uint32_t>(a.k, row(a.k, again.b, token, h) + channel) : 0;
-      const float2 gi = valid ? log2_decay<GATE>(load_gate<FP32_GATE>(a.g, row(a.g, again.b, token, hv) + channel), gate)
+      uint32_t ki = valid ? load_pair<uint32_t>(a.k, row(a.k, again.b, token, h) + channel) : 0;
+      ki = pack_bf16(low_bf16(ki) * k_norm[i], high_bf16(ki) * k_norm[i]);
+      const float2 gi = valid ? log2_decay<GATE>(gate_pair(load_pair<GatePair>(a.g, row(a.g, again.b, token, hv) + channel)), again_gate)
                               : float2{0.f, 0.f};
-      const float2 key{far_x ? low_bf16(ki) * k_norm[i] : 0.f, far_y ? high_bf16(ki) * k_norm[i] : 0.f};
+      const float2 key{far_x ? low_bf16(ki) : 0.f, far_y ? high_bf16(ki) : 0.f};
       const float2 query{low_bf16(qi) * q_norm[i], high_bf16(qi) * q_norm[i]};
       const float2 decay{exp2_approx(gi.x), exp2_approx(gi.y)};
       float sums[2 * HALF];  // L[i][j], then M[i][j]

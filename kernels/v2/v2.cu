@@ -51,7 +51,7 @@ const char *declines(const kda_args &a) {
 
 template <int GATE>
 kda_status launch_prepare(const kda_args &a) {
-  const auto kernel = a.g.dtype == KDA_F32 ? prepare<GATE, true> : prepare<GATE, false>;
+  const auto kernel = a.g.dtype == KDA_F32 ? prepare<GATE, float2> : prepare<GATE, uint32_t>;
   return launch(kernel, slots_of(a) * a.heads_v, Prepare::THREADS, sizeof(PrepareShared), a.stream, "v2 prepare", a);
 }
 
