@@ -96,7 +96,7 @@ RUNGS: dict[str, Rung] = {
             ("v2/v2.cu",),
             shapes=((128, 128),),
             inputs=("bfloat16",),
-            gates=BOUNDED_GATES,
+            states=("float32", "bfloat16"),
             claims=("HMMA.16816",),
         ),
     )
