@@ -22,11 +22,11 @@ struct Recur {
   static constexpr int STAGES = 4;  // 3 chunks under way: 41 KB a block, what a busy HBM's latency times its share asks for
   static constexpr int SHARED = STAGES * Chunk::BYTES;
   static constexpr int COPIES = Chunk::BYTES / 16;
-  // State 64 registers for each 16 rows, operands and addresses about 60: two blocks of 8 warps fit one SM. Smaller
+  // State 64 registers for each 16 rows, operands and addresses about 90: two blocks of all V fit one SM. Smaller
   // blocks run where there are fewer of them than SMs.
-  static constexpr int BLOCKS_PER_SM = WARPS == 8 ? 2 : 1;
+  static constexpr int BLOCKS_PER_SM = SLAB == V ? 2 : 1;
   static_assert(V % SLAB == 0, "slabs must tile the value channels");
-  static_assert(BLOCKS_PER_SM * SHARED <= 160 * 1024, "two blocks of 8 warps must fit the shared memory of sm_80");
+  static_assert(BLOCKS_PER_SM * SHARED <= 160 * 1024, "two whole blocks must fit the shared memory of sm_80");
 };
 
 // Row m of a 16-row tile is value channel value_of(m): after the transposition of O^T, lane t then holds four neighbouring
@@ -152,32 +152,52 @@ __global__ void __launch_bounds__(R::THREADS, R::BLOCKS_PER_SM) recur(const __gr
     const uint32_t stage = stages + stage_offset;
     const unsigned char *image = shared + stage_offset;
 
-    // ---- S^T K~^T and S^T Q~^T, 16 channels at a time; the decay for this chunk right behind, while the product runs.
+    // ---- S^T K~^T, 16 channels at a time: all that the serial chain R -> U -> S waits for.
+    const auto state_operand = [&](uint32_t (&to)[4], int mt, int step) {
+      const float(&s0)[4] = s[mt][2 * step], (&s1)[4] = s[mt][2 * step + 1];
+      to[0] = pack_bf16(s0[0], s0[1]), to[1] = pack_bf16(s0[2], s0[3]);
+      to[2] = pack_bf16(s1[0], s1[1]), to[3] = pack_bf16(s1[2], s1[3]);
+    };
     float r[R::ROWS_OF_16][2][4] = {}, o[R::ROWS_OF_16][2][4] = {};
 #pragma unroll
     for (int step = 0; step < K / 16; ++step) {
-      uint32_t bk[4], bq[4];
-      ldmatrix(bk, (stage + at_rows) ^ (step * 32));
-      ldmatrix(bq, ((stage + at_rows) ^ (step * 32)) + Chunk::Q_DECAYED);
-      const float2 d0 = *reinterpret_cast<const float2 *>(image + Chunk::DECAY + (16 * step + 2 * t) * 4);
-      const float2 d1 = *reinterpret_cast<const float2 *>(image + Chunk::DECAY + (16 * step + 8 + 2 * t) * 4);
+      uint32_t b[4];
+      ldmatrix(b, (stage + at_rows) ^ (step * 32));
 #pragma unroll
       for (int mt = 0; mt < R::ROWS_OF_16; ++mt) {
-        float(&s0)[4] = s[mt][2 * step], (&s1)[4] = s[mt][2 * step + 1];
-        const uint32_t fa[4] = {pack_bf16(s0[0], s0[1]), pack_bf16(s0[2], s0[3]), pack_bf16(s1[0], s1[1]), pack_bf16(s1[2], s1[3])};
-        mma(r[mt][0], fa, bk[0], bk[1]);
-        mma(r[mt][1], fa, bk[2], bk[3]);
-        mma(o[mt][0], fa, bq[0], bq[1]);
-        mma(o[mt][1], fa, bq[2], bq[3]);
-        s0[0] *= d0.x, s0[1] *= d0.y, s0[2] *= d0.x, s0[3] *= d0.y;
-        s1[0] *= d1.x, s1[1] *= d1.y, s1[2] *= d1.x, s1[3] *= d1.y;
+        uint32_t fs[4];
+        state_operand(fs, mt, step);
+        mma(r[mt][0], fs, b[0], b[1]);
+        mma(r[mt][1], fs, b[2], b[3]);
       }
     }
+    // S^T Q~^T and the decay, two steps of it in each gap of the chain; the operand is rounded again, from the same fp32 state.
+    const auto read_out = [&](int first) {
+#pragma unroll
+      for (int step = first; step < first + 2; ++step) {
+        uint32_t b[4];
+        ldmatrix(b, ((stage + at_rows) ^ (step * 32)) + Chunk::Q_DECAYED);
+        const float2 d0 = *reinterpret_cast<const float2 *>(image + Chunk::DECAY + (16 * step + 2 * t) * 4);
+        const float2 d1 = *reinterpret_cast<const float2 *>(image + Chunk::DECAY + (16 * step + 8 + 2 * t) * 4);
+#pragma unroll
+        for (int mt = 0; mt < R::ROWS_OF_16; ++mt) {
+          uint32_t fs[4];
+          state_operand(fs, mt, step);
+          mma(o[mt][0], fs, b[0], b[1]);
+          mma(o[mt][1], fs, b[2], b[3]);
+          float(&s0)[4] = s[mt][2 * step], (&s1)[4] = s[mt][2 * step + 1];
+          s0[0] *= d0.x, s0[1] *= d0.y, s0[2] *= d0.x, s0[3] *= d0.y;
+          s1[0] *= d1.x, s1[1] *= d1.y, s1[2] *= d1.x, s1[3] *= d1.y;
+        }
+      }
+    };
 
-    // ---- R^T = V^T - S^T K~^T, U^T = R^T T'^T, O^T += U^T M^T
+    // ---- R^T = V^T - S^T K~^T, U^T = R^T T'^T
     const uint4 bt = *reinterpret_cast<const uint4 *>(image + Chunk::T + lane * 16);
     const uint4 bm = *reinterpret_cast<const uint4 *>(image + Chunk::M + lane * 16);
+    read_out(0);
     uint32_t u[R::ROWS_OF_16][4];
+    float product[R::ROWS_OF_16][2][4] = {};
 #pragma unroll
     for (int mt = 0; mt < R::ROWS_OF_16; ++mt) {
       uint32_t fr[4];
@@ -187,19 +207,21 @@ __global__ void __launch_bounds__(R::THREADS, R::BLOCKS_PER_SM) recur(const __gr
         fr[2 * nt] = pack_bf16(low_bf16(low) - r[mt][nt][0], high_bf16(low) - r[mt][nt][1]);
         fr[2 * nt + 1] = pack_bf16(low_bf16(high) - r[mt][nt][2], high_bf16(high) - r[mt][nt][3]);
       }
-      float product[2][4] = {};
-      mma(product[0], fr[0], fr[1], bt.x);
-      mma(product[1], fr, bt.z, bt.w);
-      mma(product[0], fr[0], fr[1], bt.y);
-      mma(product[1], fr[2], fr[3], bm.y);  // the low part of T'(1,1)
+      mma(product[mt][0], fr[0], fr[1], bt.x);
+      mma(product[mt][1], fr, bt.z, bt.w);
+      mma(product[mt][0], fr[0], fr[1], bt.y);
+      mma(product[mt][1], fr[2], fr[3], bm.y);  // the low part of T'(1,1)
+    }
+    read_out(2);
+    read_out(4);
+#pragma unroll
+    for (int mt = 0; mt < R::ROWS_OF_16; ++mt)
 #pragma unroll
       for (int nt = 0; nt < 2; ++nt) {
-        u[mt][2 * nt] = pack_bf16(product[nt][0], product[nt][1]);
-        u[mt][2 * nt + 1] = pack_bf16(product[nt][2], product[nt][3]);
+        u[mt][2 * nt] = pack_bf16(product[mt][nt][0], product[mt][nt][1]);
+        u[mt][2 * nt + 1] = pack_bf16(product[mt][nt][2], product[mt][nt][3]);
       }
-      mma(o[mt][0], u[mt][0], u[mt][1], bm.x);
-      mma(o[mt][1], u[mt], bm.z, bm.w);
-    }
+    read_out(6);
     // v of the chunk after next: under way for a whole chunk before it is due.
 #pragma unroll
     for (int mt = 0; mt < R::ROWS_OF_16; ++mt)
@@ -219,7 +241,12 @@ __global__ void __launch_bounds__(R::THREADS, R::BLOCKS_PER_SM) recur(const __gr
       }
     }
 
-    // ---- O^T -> o: token 8 nt + g, value channels 4t..4t+3
+    // ---- O^T += U^T M^T, and out: token 8 nt + g, value channels 4t..4t+3
+#pragma unroll
+    for (int mt = 0; mt < R::ROWS_OF_16; ++mt) {
+      mma(o[mt][0], u[mt][0], u[mt][1], bm.x);
+      mma(o[mt][1], u[mt], bm.z, bm.w);
+    }
 #pragma unroll
     for (int nt = 0; nt < 2; ++nt)
 #pragma unroll

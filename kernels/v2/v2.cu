@@ -73,7 +73,7 @@ kda_status forward(const kda_args &a) {
   const int64_t pairs = a.sequences * a.heads_v;
   if (pairs * 4 <= sms) return launch_recur<Recur<2, 1>>(a);
   if (pairs * 2 <= sms) return launch_recur<Recur<4, 1>>(a);
-  return launch_recur<Recur<8, 1>>(a);
+  return launch_recur<Recur<4, 2>>(a);
 }
 
 }  // namespace kda::v2
