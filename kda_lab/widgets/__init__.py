@@ -4,7 +4,18 @@ Every widget is a model function (plain numbers in, plain numbers out), a thin v
 and a matplotlib picture with a description for pages where nothing runs.
 """
 
+from kda_lab.widgets.affine_scan import AffineScan
 from kda_lab.widgets.chunk_matrix import ChunkMatrix
+from kda_lab.widgets.fragments import Fragments
+from kda_lab.widgets.roofline import Roofline
 from kda_lab.widgets.state_evolution import StateEvolution, example_story, random_story
 
-__all__ = ["ChunkMatrix", "StateEvolution", "example_story", "random_story"]
+__all__ = [
+    "AffineScan",
+    "ChunkMatrix",
+    "Fragments",
+    "Roofline",
+    "StateEvolution",
+    "example_story",
+    "random_story",
+]

@@ -4,13 +4,14 @@ import traitlets as t
 from matplotlib.figure import Figure
 
 from kda_lab.hopper.draw import describe, draw_lanes, lanes, lanes_alt, meaning
-from kda_lab.hopper.trace import Trace
+from kda_lab.hopper.trace import Event, Trace
 from kda_lab.widgets.base import CourseWidget, check_range, module
 
 
 def view(trace: Trace, block: int) -> dict:
     """What the canvas draws: lanes of rows of spans, and every span in words, in time's order."""
-    made, spans = [], []
+    made: list[dict] = []
+    spans: list[Event] = []
     for role, rows in lanes(trace, block):
         drawn = []
         for row in rows:

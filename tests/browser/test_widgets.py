@@ -10,6 +10,9 @@ CELLS = {  # name: source of the cell that shows the widget
     "state": "from kda_lab.widgets import *\nStateEvolution()",
     "state_linear": 'StateEvolution(modes=("linear",))',
     "chunk": "ChunkMatrix()",
+    "scan": "AffineScan()",
+    "roofline": "Roofline(H=64)",
+    "fragments": "Fragments()",
     "state_128": "StateEvolution(story=random_story(T=32, K=128, V=128))",
 }
 PICTURE = "w => [...w.querySelectorAll('canvas')].map(c => c.toDataURL()).join()"
