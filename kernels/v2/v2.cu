@@ -13,12 +13,13 @@
 // Exact at every gate: anchors in the middle of a chunk, and single channels summed pair by pair where a factor would
 // overflow (prepare.cuh). So v2 serves unbounded gates too, -inf included.
 //
-// Predicted for one H100, T = 8192, H = 96 (51.2 k chunks of 16 a head and... see below), 132 SMs at 1.755 GHz, 3.0 TB/s:
+// Predicted for one H100, T = 8192, H = 96: 512 chunks in a row, 96 rows of them, 132 SMs at 1.755 GHz, 3.0 TB/s:
 //   bytes a token and head  prepare 768 in + 864 out, recur 864 + 256 in + 256 out = 3008: 0.79 ms if neither kernel stalls.
 //   prepare  about 650 instructions a thread, 2600 warp instructions a chunk: 1100 cycles at 60 % of 4 a cycle; 372 chunks
 //            an SM: 0.23 ms, under its 0.43 ms of traffic.
-//   recur    a chunk on one SM: 8 warps x 52 mma.sync at about 6 cycles on 4 tensor cores 640 cycles; shared memory 8 x 27
-//            ldmatrix.x4 x 4 + 200 = 1070 cycles, the wall: 0.61 us a chunk, 512 in a row: 0.31 ms, under its 0.36 ms of traffic.
+//   recur    a chunk on one SM, 4 warps of 32 value channels: 104 mma.sync a warp at about 6 cycles, 640 cycles; shared memory
+//            4 x 27 ldmatrix.x4 x 4 + 200 = 630 cycles; the serial chain K~S -> R -> U -> S about 650. Not overlapped much, since
+//            a barrier keeps the warps in step: 1000 cycles or 0.57 us a chunk, 0.29 ms, under its 0.36 ms of traffic.
 //   Together 0.8 ms at best; 1.2 expected, since loads wait for plain latencies.
 //
 // Ledger rows: rung v2, direction forward.
