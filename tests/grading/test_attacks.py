@@ -510,7 +510,7 @@ def test_run_from_inside_a_hostile_folder(tmp_path):
 
 
 def test_a_file_that_never_answers_is_cut_off_as_a_whole(tmp_path, hurry):
-    """Each exercise has its limit and so has the file: 20 s and 100 s when nobody is in a hurry."""
+    """Each exercise has its limit and so has the file: 20 s and 90 s when nobody is in a hurry."""
     names = [s.name for s in FILE.statements.values()]
     text = "import time\n" + "".join(f"def {n}(*a):\n    time.sleep(1000)\n" for n in names)
     (tmp_path / FILE.filename).write_text(text)

@@ -8,7 +8,7 @@ import pytest
 
 from kda_lab.grading import matrix, source, stubs
 from kda_lab.grading.engine import grade_file, verdict
-from kda_lab.grading.runner import Local
+from kda_lab.grading.runner import Local, Submission
 
 ALL = source.exercise_files()
 TESTS = Path(source.PACKAGE) / "grading" / "exercises"
@@ -111,3 +111,67 @@ def test_kill_matrix_is_full(exercise_id, capsys):
 def test_committed_stubs_follow_from_committed_solutions():
     root = Path(source.course_files("solutions")).parent
     assert stubs.drift(root) == []
+
+
+OTHERWISE = {  # right answers to ex04.kda_recurrent that look nothing like the model
+    "one head at a time": """
+import torch
+def kda_recurrent(q, k, v, g, beta, scale, initial_state):
+    B, T, H, K = q.shape
+    HV, V = v.shape[2:]
+    o = [[[None] * HV for _ in range(T)] for _ in range(B)]
+    final = torch.zeros(B, HV, K, V, dtype=v.dtype)
+    for b in range(B):
+        for h in range(HV):
+            S, j = initial_state[b, h].clone(), h * H // HV
+            for t in range(T):
+                S *= torch.exp(g[b, t, h]).unsqueeze(1)
+                S += torch.outer(k[b, t, j], beta[b, t, h] * (v[b, t, h] - k[b, t, j] @ S))
+                o[b][t][h] = scale * q[b, t, j] @ S
+            final[b, h] = S
+    return torch.stack([torch.stack([torch.stack(x) for x in row]) for row in o]), final
+""",
+    "NumPy in fp64": """
+import numpy as np
+def kda_recurrent(q, k, v, g, beta, scale, initial_state):
+    kind = v.dtype
+    q, k, v, g, beta, S = (x.double().numpy() for x in (q, k, v, g, beta, initial_state))
+    n = v.shape[2] // q.shape[2]
+    q, k = np.repeat(q, n, 2), np.repeat(k, n, 2)
+    o = np.zeros_like(v)
+    for t in range(q.shape[1]):
+        S = np.exp(g[:, t])[..., None] * S
+        u = beta[:, t][..., None] * (v[:, t] - np.einsum("bhkv,bhk->bhv", S, k[:, t]))
+        S = S + np.einsum("bhk,bhv->bhkv", k[:, t], u)
+        o[:, t] = scale * np.einsum("bhkv,bhk->bhv", S, q[:, t])
+    import torch
+    return torch.from_numpy(o).to(kind), torch.from_numpy(S).to(kind)
+""",
+    "with gradients, as a list, not contiguous": """
+import torch
+def step(S, x):
+    q, k, v, g, beta = x
+    A = torch.diag_embed(g.exp())
+    I = torch.eye(k.shape[-1], dtype=k.dtype)
+    kk = k.unsqueeze(-1) @ k.unsqueeze(-2)
+    b = beta[..., None, None]
+    S = (I - b * kk) @ A @ S + b * k.unsqueeze(-1) @ v.unsqueeze(-2)
+    return S, (q.unsqueeze(-2) @ S).squeeze(-2)
+def kda_recurrent(q, k, v, g, beta, scale, initial_state):
+    heads = torch.arange(v.shape[2]) // (v.shape[2] // q.shape[2])
+    S, out = initial_state.clone().requires_grad_(), []
+    for x in zip(*(y.unbind(1) for y in (q[:, :, heads], k[:, :, heads], v, g, beta))):
+        S, o = step(S, x)
+        out.append(scale * o)
+    return [torch.stack(out, dim=3).permute(0, 3, 1, 2), S]
+""",
+}
+
+
+@pytest.mark.parametrize("way", OTHERWISE)
+def test_other_right_answers_pass(way, tmp_path):
+    (tmp_path / "ex04_recurrence.py").write_text(OTHERWISE[way])
+    key = "ex04.kda_recurrent"
+    with Submission(tmp_path, "ex04_recurrence.py") as submission:
+        found = verdict(exercise_of(key), source.statement(key), submission)
+    assert (found.status, found.message) == ("passed", "")
