@@ -1,4 +1,4 @@
-"""A layout to play with: type shape:stride, choose a swizzle, and see what a warp's access costs."""
+"""A layout to play with: type shape:stride, choose a swizzle, see what an access costs."""
 
 import matplotlib.pyplot as plt
 import traitlets as t
@@ -28,7 +28,7 @@ MOST = 64  # rows and columns that fit on the canvas
 
 
 def build(text: str, element_bytes: int, swizzle: int) -> AnyLayout:
-    """The layout typed, under TMA's swizzle of 0 (none), 32, 64 or 128 bytes; ValueError if none."""
+    """The layout typed, with TMA's swizzle of 0 (none), 32, 64 or 128 bytes, or ValueError."""
     layout = Layout.parse(text)
     if layout.rank != 2:
         raise ValueError(f"layout {text} must have two modes: rows and columns")
@@ -41,7 +41,7 @@ def build(text: str, element_bytes: int, swizzle: int) -> AnyLayout:
 def access_of(
     layout: AnyLayout, element_bytes: int, access: str, at: int
 ) -> tuple[Access, list[tuple[int, int]], int]:
-    """The access, where its threads start, and how many elements each takes. ValueError as above."""
+    """The access, where its threads start, how many elements each takes; or ValueError."""
     rows, columns = map(size_of, layout.shape)
     width = 16 // element_bytes if access == "rows" else 1
     if columns % width:

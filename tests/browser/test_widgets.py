@@ -13,6 +13,11 @@ CELLS = {  # name: source of the cell that shows the widget
     "scan": "AffineScan()",
     "roofline": "Roofline(H=64)",
     "fragments": "Fragments()",
+    "layouts": "Layouts()",
+    "lanes": (
+        "from kda_lab.hopper.cases import investigate\n"
+        "SwimLanes(investigate('overwritten stage').trace, zoom=2)"
+    ),
     "state_128": "StateEvolution(story=random_story(T=32, K=128, V=128))",
 }
 PICTURE = "w => [...w.querySelectorAll('canvas')].map(c => c.toDataURL()).join()"
