@@ -76,7 +76,7 @@ def cost(T: int, H: int, D: int = 128, C: int = 16, gate: str = "bf16") -> Cost:
     return Cost(
         flops=tokens * sum(products(D, C).values()),
         bytes=tokens * (8 * D + g + 2) + state,
-        split_bytes=tokens * (4 * D + g + 2 * factors + 4 * D) + state,
+        split_bytes=tokens * (4 * D + g + 2 + 2 * factors + 4 * D) + state,
         blocks=H,
     )
 
