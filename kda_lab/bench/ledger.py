@@ -130,17 +130,22 @@ def file_name(entry: dict) -> str:
 
 
 def add(path: Path) -> Path:
-    """Takes a result file into the ledger; refuses one whose sources are not the ones that stand."""
+    """Takes a result file into the ledger; refuses one of which nothing ran on the sources that stand.
+
+    Rows of a rung that has changed since stay in the file, and no command shows them.
+    """
     entry = read(path)
     standing = sources.standing_hashes()
-    for name, digest in entry["hashes"].items():
+    for name in entry["hashes"]:
         if name not in standing:
             raise LedgerError(f"{path.name}: {name} is no rung, microbenchmark or skeleton here")
-        if standing[name] != digest:
-            raise LedgerError(
-                f"{path.name}: ran {name} with sources {digest[:12]}, here they are "
-                f"{standing[name][:12]}; run it again with the sources that stand"
-            )
+    stale = [name for name, digest in entry["hashes"].items() if standing[name] != digest]
+    if stale and len(stale) == len(entry["hashes"]):
+        name = stale[0]
+        raise LedgerError(
+            f"{path.name}: ran {name} with sources {entry['hashes'][name][:12]}, here they are "
+            f"{standing[name][:12]}; run it again with the sources that stand"
+        )
     return write(entry, directory() / file_name(entry))
 
 
