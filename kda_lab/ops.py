@@ -9,7 +9,7 @@ from kda_lab.inputs import Call, check_call
 # Who is asked first by backend="auto"; the first that can serve a call gets it.
 AUTO_CPU = ("cpu", "chunked")
 AUTO_CUDA = ("v4", "v3", "v2", "v1", "chunked")
-AUTO_RECURRENT = ("v1", "recurrent")
+AUTO_RECURRENT = ("decode", "v1", "recurrent")
 
 
 def backends() -> dict[str, str | None]:
