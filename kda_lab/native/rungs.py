@@ -18,7 +18,6 @@ GATES = {  # kind: what the rung is given; see kda_gate in kda_lab.h
     "sigmoid_wide": "logits of the sigmoid gate with lower_bound below -5",
 }
 ALL_GATES = tuple(GATES)
-BOUNDED_GATES = ("log_bounded", "sigmoid")
 
 
 @dataclass(frozen=True)
