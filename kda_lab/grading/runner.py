@@ -20,6 +20,7 @@ import torch
 
 from kda_lab.grading import worker
 from kda_lab.grading.source import PACKAGE, course_files
+from kda_lab.native.build import cache_dir
 
 FILE_SECONDS = 90  # for one exercise file, so that its verdict is there within 120
 EXERCISE_SECONDS = 20
@@ -187,7 +188,13 @@ class Submission:
         if len(text) > 1 << 19:
             return Gone(f"{self.filename} is larger than half a megabyte")
         ours, theirs = socket.socketpair()
-        hidden = [PACKAGE, course_files("solutions"), course_files("exercises")]
+        hidden = [
+            PACKAGE,
+            course_files("solutions"),
+            course_files("exercises"),
+            PACKAGE.parent / ".git",  # every solution is in the history too
+            cache_dir(),  # and a compiled one there
+        ]
         job = {
             "folder": str(self.folder),
             "filename": self.filename,

@@ -14,6 +14,7 @@ the grader reads, and the verdicts are written after the child's end.
 """
 
 import ctypes
+import gc
 import importlib.util
 import io
 import json
@@ -255,11 +256,16 @@ NO_IMPORT = frozenset((
     "kda_lab", "solutions", "fla", "flash_kda", "triton", "numba", "pytest", "IPython",  # answers
     "cffi", "_cffi_backend", "_ctypes", "pybind11", "multiprocessing", "_posixsubprocess",  # ways out
     "_xxsubinterpreters", "_interpreters", "_testcapi", "_testinternalcapi",
+    "readline", "sqlite3", "_sqlite3", "dbm", "_dbm", "_gdbm", "tkinter", "_tkinter",  # files, unseen
 ))  # fmt: skip
 
 
-def blunt() -> None:
-    """Take out what would go round the audit hook."""
+def no_file(*_, **__):
+    raise PermissionError("an exercise may not map files")
+
+
+def blunt() -> torch.library.Library:
+    """Take out what would go round the audit hook; whoever drops the result undoes a part of it."""
     import _posixsubprocess
     import subprocess
 
@@ -270,14 +276,22 @@ def blunt() -> None:
         (sys.modules["posix"], ["pidfd_open"]),
         (signal, ["pidfd_send_signal"]),
         (sys.modules["_signal"], ["pidfd_send_signal"]),
-        (torch, ["from_file"]),
         (torch._C, ["PyTorchFileReader", "PyTorchFileWriter"]),
+        (torch._C.ScriptModule, ["save", "_save_for_mobile"]),
+        (torch._C.ScriptFunction, ["save"]),
     ):
         for name in names:
             if hasattr(module, name):
                 delattr(module, name)
+    storage = torch._C.StorageBase  # a built-in type: only its own dictionary can change it
+    gc.get_referents(storage.__dict__)[0]["from_file"] = staticmethod(no_file)
+    ctypes.pythonapi.PyType_Modified(ctypes.py_object(storage))
+    operators = torch.library.Library("aten", "IMPL")
+    for key in ("CPU", "BackendSelect"):  # whichever way it is called: Python, TorchScript, torch.ops
+        operators.impl("from_file", no_file, key)
     for loaded in [m for m in sys.modules if m.split(".")[0] in NO_IMPORT]:
         del sys.modules[loaded]
+    return operators
 
 
 def private_copy(name: str) -> ModuleType:
@@ -289,17 +303,24 @@ def private_copy(name: str) -> ModuleType:
     return module
 
 
-def guard(hidden: list[str], readable: list[str]) -> None:
-    """Install the audit hook. `hidden` folders cannot be read, except what is under `readable`."""
+def guard(hidden: list[str], readable: list[str], keep: Any) -> None:
+    """Install the audit hook. `hidden` folders cannot be read, except what is under `readable`.
+
+    `keep` lives as long as the hook, out of anybody's reach.
+    """
     paths: Any = private_copy("posixpath")  # the learner may patch os.path: not this one
     paths.os = ModuleType("os")
     paths.os.__dict__.update(os.__dict__)
     forbidden, families = FORBIDDEN.copy(), FAMILIES.copy()
     flags_that_write = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
+    def inside(path, folders, *, any=any):
+        return any(path == f or path.startswith(f + "/") for f in folders)
+
     def hook(  # everything it uses is its own: no global, no builtin that could be patched
         event, args, *, forbidden=forbidden, families=families, no_import=NO_IMPORT,
         realpath=paths.realpath, decode=os.fsdecode, hidden=tuple(hidden), readable=tuple(readable),
+        inside=inside, keep=keep,
         writing=flags_that_write, isinstance=isinstance, any=any, str=str, set=set, int=int,
         error=PermissionError, no_module=ImportError,
     ):  # fmt: skip
@@ -317,12 +338,12 @@ def guard(hidden: list[str], readable: list[str]) -> None:
                 raise error(f"an exercise may not change files ({path})")
             if path.startswith("/proc/") and path not in ("/proc/cpuinfo", "/proc/meminfo"):
                 raise error(f"an exercise may not read {path}")
-            if any(path == h or path.startswith(h + "/") for h in hidden) and not any(
-                path.startswith(r + "/") for r in readable
-            ):
+            if inside(path, hidden) and not inside(path, readable):
                 raise error(f"an exercise may not read the library or the solutions ({path})")
         elif event == "import":
-            name = args[0]
+            name, path = args[:2]
+            if isinstance(path, str) and inside(realpath(path), hidden + readable):
+                raise no_module(f"{name} is compiled code from a folder that is out of reach")
             if isinstance(name, str) and name.partition(".")[0] in no_import:
                 raise no_module(
                     f"{name} is out of reach while an exercise is graded: write it yourself"
@@ -354,8 +375,7 @@ def lock(job: dict) -> bool:
     ]
     sys.path[:] = [*keep, job["folder"]]
     sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
-    blunt()
-    guard(hidden, [os.path.realpath(job["folder"])])
+    guard(hidden, [os.path.realpath(job["folder"])], keep=blunt())
     return apart
 
 

@@ -16,6 +16,7 @@ import pytest
 from kda_lab.grading import engine, runner, source
 from kda_lab.grading.engine import verdict
 from kda_lab.grading.runner import Local, Submission
+from kda_lab.native import build
 
 ID = "ex04.kda_recurrent"
 FILE = source.exercise_file("ex04")
@@ -123,6 +124,21 @@ space = {{}}
 exec(text, space)
 {RUN}
 """,
+    "mapped as a storage": f"""
+import os, torch
+text = bytes(torch.UntypedStorage.from_file({MODEL!r}, False, os.path.getsize({MODEL!r})).tolist())
+space = {{}}
+exec(text, space)
+{RUN}
+""",
+    "mapped by the operator": f"""
+import os, torch
+n = os.path.getsize({MODEL!r})
+text = bytes(torch.ops.aten.from_file({MODEL!r}, False, n, dtype=torch.uint8).tolist())
+space = {{}}
+exec(text, space)
+{RUN}
+""",
     "subprocess": f"""
 import io, subprocess, sys, torch
 buffer = io.BytesIO()
@@ -142,6 +158,25 @@ def test_somebody_elses_answer_is_out_of_reach(way, tmp_path, namespaces):
         assert verdict(EXERCISE, SAID, Local(function)).status == "passed"
     found, _ = attempt(text, tmp_path, namespaces)
     assert found.status in ("failed", "error") and found.points == 0, found
+
+
+@pytest.mark.parametrize("way", ["history", "compiled"])
+def test_other_copies_of_the_answer_are_out_of_reach(way, tmp_path, namespaces):
+    """git's folder holds every solution, and the cache of compiled code a whole implementation."""
+    body = {
+        "history": f"open({str(ROOT / '.git/HEAD')!r}).read()",
+        "compiled": f"""
+import importlib.machinery, importlib.util
+path = {str(build.binding_library())!r}
+loader = importlib.machinery.ExtensionFileLoader("a._binding", path)
+importlib.util.module_from_spec(importlib.machinery.ModuleSpec("a._binding", loader, origin=path))
+""",
+    }[way]
+    solved = SOLVED + "\nfind = kda_recurrent\n" + DEF + indent(
+        body + "\nreturn find(q, k, v, g, beta, scale, initial_state)"
+    )
+    found, _ = attempt(solved, tmp_path, namespaces)
+    assert found.status == "error" and found.points == 0, found
 
 
 def test_it_says_that_the_library_is_out_of_reach(tmp_path):
