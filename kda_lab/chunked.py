@@ -134,7 +134,8 @@ def schedule(spans: list[tuple[int, int]], order: list[int], C: int):
     """
     starts = torch.tensor([spans[n][0] for n in order])
     lengths = torch.tensor([spans[n][1] - spans[n][0] for n in order])
-    steps = [int((lengths > c * C).sum()) for c in range(-(-int(lengths.max()) // C))]
+    longest = max((b - a for a, b in spans), default=0)
+    steps = [int((lengths > c * C).sum()) for c in range(-(-longest // C))]
     first = [c * C + starts[:running] for c, running in enumerate(steps)]
     left = [lengths[:running] - c * C for c, running in enumerate(steps)]
     if not steps:

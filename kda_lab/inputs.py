@@ -154,6 +154,13 @@ def check_call(
     for name, x in dict(q=q, k=k, v=v, g=g, beta=beta).items():
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, not {type(x).__name__}")
+    tensors = dict(
+        q=q, k=k, v=v, g=g, beta=beta, initial_state=initial_state, cu_seqlens=cu_seqlens,
+        A_log=A_log, dt_bias=dt_bias,
+    )  # fmt: skip
+    for name, x in tensors.items():
+        if isinstance(x, Tensor) and x.layout != torch.strided:
+            raise TypeError(f"{name} has layout {x.layout}; it must be a dense tensor")
     _check_inputs(q, k, v, g, beta)
     call = Call(
         q, k, v, g, beta,

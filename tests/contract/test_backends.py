@@ -7,7 +7,7 @@ import torch
 
 import kda_lab
 from kda_lab.backend import BACKENDS
-from kda_lab.contract import TOKEN_RUNGS, cases, judge
+from kda_lab.contract import TOKEN_RUNGS, Case, cases, judge
 
 CASES = {case.name: case for case in cases()}
 HERE = [name for name, reason in kda_lab.backends().items() if reason is None]
@@ -25,6 +25,13 @@ def test_contract(backend, case, dtype):
     if verdict.declined:
         assert backend == "cpu", f"{backend} declined: {verdict.declined}"
         assert dtype == "fp64" or "chunk_size" in case, verdict.declined
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_no_sequence_at_all(backend):
+    case = Case("B = 0", dict(kind="weak", lengths=(20,), B=0))
+    verdict = judge(backend, case, torch.float32)
+    assert verdict.problem is None and verdict.declined is None
 
 
 def test_torch_implementations_are_always_here():

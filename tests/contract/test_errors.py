@@ -34,6 +34,7 @@ BAD = {  # case: (arguments, the argument that must be named, type of the error)
     "k None": (good(k=None), "k", TypeError),
     "v an array": (good(v=x["v"].numpy()), "v", TypeError),
     "q of ints": (good(q=x["q"].long()), "q", TypeError),
+    "k sparse": (good(k=x["k"].to_sparse()), "k", TypeError),
     "q complex": (good(q=x["q"] + 0j), "q", TypeError),
     "q three axes": (good(q=x["q"][0]), "q", ValueError),
     "v three axes": (good(v=x["v"][0]), "v", ValueError),
