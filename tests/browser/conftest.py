@@ -182,6 +182,9 @@ class Watched:
         if message.type == "error" and "kda" in message.text.lower():
             self.errors.append(message.text)
 
+    def run_all(self) -> None:
+        run_all(self.page)
+
     def verdict(self) -> None:
         assert not self.errors, self.errors
         assert not self.remote, f"requests to other hosts: {self.remote}"
@@ -190,10 +193,16 @@ class Watched:
 
 @pytest.fixture(scope="session")
 def visit(browser, lab):
-    """visit(name, cells) -> Watched: a new notebook, opened; `run=True` runs every cell."""
+    """visit(name, cells) -> Watched: a new notebook, opened; `run=True` runs every cell.
 
-    def visit(name: str, cells: list[str], run: bool = True, **options) -> Watched:
-        write_notebook(lab.root / name, cells)
+    cells: their sources, or None for a copy of the course's notebook of that name.
+    """
+
+    def visit(name: str, cells: list[str] | None, run: bool = True, **options) -> Watched:
+        if cells is None:
+            shutil.copy(ROOT / "notebooks" / name, lab.root / name)
+        else:
+            write_notebook(lab.root / name, cells)
         watched = Watched(browser, lab, **options)
         open_notebook(watched.page, lab, name)
         if run:

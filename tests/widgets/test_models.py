@@ -4,6 +4,8 @@ import base64
 import itertools
 import math
 
+import nbconvert
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -250,6 +252,18 @@ def test_a_stored_output_holds_the_view_a_picture_and_its_description(make):
     assert 60 < len(alt) < 1000 and alt == metadata["image/png"]["alt"]
     assert bundle["text/plain"] == make()._repr_mimebundle_()[0]["text/plain"]
     assert widget.reading.count(". ") == 1 and widget.reading.endswith(".")
+
+
+def test_an_exported_page_has_the_description_as_alt_text():
+    """nbconvert's classic template passes on the alt text of a picture; its lab template does not."""
+    widget = widgets.StateEvolution()
+    bundle, metadata = widget._repr_mimebundle_()
+    del bundle[ANYWIDGET_VIEW]
+    output = nbformat.v4.new_output("display_data", bundle, metadata=metadata)
+    cell = nbformat.v4.new_code_cell("show", outputs=[output])
+    exporter = nbconvert.HTMLExporter(template_name="classic")
+    page, _ = exporter.from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
+    assert f'alt="{widget.alt()}"' in page
 
 
 @pytest.mark.parametrize(
