@@ -290,7 +290,8 @@ def value_problem(name: str, got: Any, want: Any, tol: float) -> Problem | None:
                 rms = b.square().mean().sqrt().clamp_min(1e-300)
                 wrong = ~((a - b).abs() <= tol * rms) & ~(a == b)
                 index = tuple(wrong.nonzero()[0].tolist()) if bool(wrong.any()) else (0,) * b.dim()
-                what = f"{at(path, index)} is {number(a[index])} but must be {number(b[index])}"
+                digits = 6 if number(a[index]) != number(b[index]) else 15
+                what = f"{at(path, index)} is {number(a[index], digits)} but must be {number(b[index], digits)}"
                 where = f"{path} is off by {error:.1e} (relative L2), allowed {tol:.0e}"
                 if b.dim():
                     where = f"first difference at {list(index)} of {list(b.shape)}; " + where
@@ -315,5 +316,5 @@ def at(name: str, index: tuple[int, ...]) -> str:
     return f"{name}[{','.join(map(str, index))}]" if index else name
 
 
-def number(x: Tensor) -> str:
-    return f"{float(x):.6g}"
+def number(x: Tensor, digits: int = 6) -> str:
+    return f"{float(x):.{digits}g}"

@@ -91,22 +91,24 @@ def by_hand(_: Draw) -> tuple:
     return t(1, 2, 1)[:, None], t(1, 1, 2)[:, None], t(3, 5, 1)[:, None], 0.5
 
 
-ATTENTION_CASES = [
-    Case("shape", sequence(), shape(), "One answer for each token, on the value axis.", "o has the shape of v."),
-    Case("finite", sequence(), finite(), "Products and sums of finite numbers.", "Is every row of o filled?"),
-    Case("hand-worked", by_hand, close(1e-12), "The memory is 3, 8, 10; the queries are 1, 2, 1; the scale is 1/2.",
-         "Follow the memory token by token on paper.", expect=t(1.5, 8, 5)[:, None]),
-    Case("algebra", sequence(9, 5, 5), close(1e-10), "Token t reads the pairs 0 to t, its own among them, and no later ones.", "Compare o_0 and o_1 by hand first."),
-    Case("K != V", sequence(8, 6, 2), close(1e-10), "Questions live on the key axis, answers on the value axis.", "Mark every axis with T, K or V."),
-    Case("one token", sequence(1, 4, 3), close(1e-12), "A single token reads back its own value, times scale q.k.", "Does the loop, or the mask, include the token itself?"),
-    Case("inputs unmodified", sequence(), unmodified(), "q, k and v are used again.", "No in-place operation on the arguments."),
-    Case("precision", sequence(32, 8, 8), close(1e-5), "fp32 in, fp32 algebra.", "Keep the dtype of the arguments.", dtype=torch.float32),
-]  # fmt: skip
+def attention_cases(on_paper: str) -> list[Case]:
+    return [
+        Case("shape", sequence(), shape(), "One answer for each token, on the value axis.", "o has the shape and the dtype of v: torch.empty_like(v)."),
+        Case("finite", sequence(), finite(), "Products and sums of finite numbers.", "Is every row of o filled?"),
+        Case("hand-worked", by_hand, close(1e-12), "q = (1, 2, 1), k = (1, 1, 2), v = (3, 5, 1), scale 1/2: the sums are 3, 2 * 8 and 10.",
+             on_paper, expect=t(1.5, 8, 5)[:, None]),
+        Case("algebra", sequence(9, 5, 5), close(1e-10), "Token t reads the pairs 0 to t, its own among them, and no later ones.", "Compare o_0 and o_1 by hand first."),
+        Case("K != V", sequence(8, 6, 2), close(1e-10), "Questions live on the key axis, answers on the value axis.", "Mark every axis with T, K or V."),
+        Case("one token", sequence(1, 4, 3), close(1e-12), "A single token reads back its own value, times scale q.k.", "Does the loop, or the mask, include the token itself?"),
+        Case("inputs unmodified", sequence(), unmodified(), "q, k and v are used again.", "No in-place operation on the arguments."),
+        Case("precision", sequence(32, 8, 8), close(1e-5), "fp32 in, fp32 algebra.", "Keep the dtype of the arguments.", dtype=torch.float32),
+    ]  # fmt: skip
+
 
 LINEAR_ATTENTION = Exercise(
     "linear_attention",
     outputs=("o",),
-    cases=ATTENTION_CASES,
+    cases=attention_cases("Follow the memory token by token on paper: 3, 8, 10."),
     mutants=[
         Mutant("read before write", "each token read before its own pair was written",
                [("        S = S + k[t][:, None] * v[t][None, :]\n        o[t] = scale * (S.T @ q[t])", "        o[t] = scale * (S.T @ q[t])\n        S = S + k[t][:, None] * v[t][None, :]")]),
@@ -125,7 +127,7 @@ LINEAR_ATTENTION = Exercise(
 ATTENTION_FORM = Exercise(
     "attention_form",
     outputs=("o",),
-    cases=ATTENTION_CASES,
+    cases=attention_cases("Write the 3 x 3 scores q_t k_j on paper, cross out the later tokens, multiply by v."),
     mutants=[
         Mutant("no mask", "later tokens were read", [("(q @ k.T).tril()", "(q @ k.T)")]),
         Mutant("strict mask", "the token's own pair was masked", [(".tril()", ".tril(-1)")]),

@@ -51,22 +51,24 @@ def pair(K: int = 5, V: int = 3, beta: float = 0.7, unit: bool = True):
     return lambda draw: (draw.normal(K, V), draw.unit(K) if unit else draw.normal(K), draw.normal(V), beta)
 
 
-STEP_CASES = [
-    Case("shape", pair(), shape(), "The memory keeps its shape [K,V].", "(K,1)·(1,V) -> (K,V)."),
-    Case("finite", pair(), finite(), "Products and sums of finite numbers.", "No division is needed."),
-    Case("hand-worked", lambda _: (torch.stack([t(1, 0), t(0, 2)]), t(0.6, 0.8), t(1.6, 0.6), 0.5), close(1e-12),
-         "The memory says (0.6, 1.6), is told (1.6, 0.6): half of (1, -1) is written under k.", "Surprise first, then the outer product.",
-         expect=torch.stack([t(1.3, -0.3), t(0.4, 1.6)])),
-    Case("beta = 1", pair(4, 4, 1.0), close(1e-10), "With beta = 1 and a key of length 1, asking again gives v exactly.", "Print S_new.T @ k beside v."),
-    Case("any key", pair(6, 3, 0.4, unit=False), close(1e-10), "The formula holds for keys of any length.", "Nothing is divided by the key's length."),
-    Case("K != V", pair(7, 2), close(1e-10), "The key lives on the rows, v on the columns.", "Mark both axes of your product."),
-    Case("inputs unmodified", pair(), unmodified(), "The caller may still need the memory.", "Make a new tensor; no S += ... ."),
-]  # fmt: skip
+def step_cases(on_paper: str) -> list[Case]:
+    return [
+        Case("shape", pair(), shape(), "The memory keeps its shape [K,V].", "(K,1)·(1,V) -> (K,V)."),
+        Case("finite", pair(), finite(), "Products and sums of finite numbers.", "No division is needed."),
+        Case("hand-worked", lambda _: (torch.stack([t(1, 0), t(0, 2)]), t(0.6, 0.8), t(1.6, 0.6), 0.5), close(1e-12),
+             "The memory says (0.6, 1.6), is told (1.6, 0.6): half of (1, -1) is written under k.", on_paper,
+             expect=torch.stack([t(1.3, -0.3), t(0.4, 1.6)])),
+        Case("beta = 1", pair(4, 4, 1.0), close(1e-10), "With beta = 1 and a key of length 1, asking again gives v exactly.", "Print S_new.T @ k beside v."),
+        Case("any key", pair(6, 3, 0.4, unit=False), close(1e-10), "The formula holds for keys of any length.", "Nothing is divided by the key's length."),
+        Case("K != V", pair(7, 2), close(1e-10), "The key lives on the rows, v on the columns.", "Mark both axes of your product."),
+        Case("inputs unmodified", pair(), unmodified(), "The caller may still need the memory.", "Make a new tensor; no S += ... ."),
+    ]  # fmt: skip
+
 
 DELTA_STEP = Exercise(
     "delta_step",
     outputs=("S",),
-    cases=STEP_CASES,
+    cases=step_cases("Surprise first, then the outer product."),
     mutants=[
         Mutant("no erase", "v was written without taking the old answer out", [("(v - S.T @ k)", "v")]),
         Mutant("no write", "the old answer was taken out, but v not written", [("(v - S.T @ k)", "(-(S.T @ k))")]),
@@ -84,7 +86,7 @@ DELTA_STEP = Exercise(
 GRADIENT_STEP = Exercise(
     "gradient_step",
     outputs=("S",),
-    cases=STEP_CASES,
+    cases=step_cases("Print the gradient beside the outer product of k and S^T k - v."),
     mutants=[
         Mutant("uphill", "the step went up the gradient", [("S - beta", "S + beta")]),
         Mutant("factor two", "the loss lacks its 1/2: the step is twice too long", [("0.5 * (S", "(S")]),

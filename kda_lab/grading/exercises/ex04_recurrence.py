@@ -379,7 +379,7 @@ TELLING_INPUTS = Exercise(
              "Let g differ from channel to channel, some near 0, some near -3."),
         Case("shapes and scale", lambda draw: (), exposes("state transposed", "no scale", "tail dropped"),
              "Sizes that happen to be equal, and numbers that happen to be 1, hide mistakes.",
-             "Make K != V, T no multiple of 4, scale no power of your luck: 0.5, say."),
+             "Make K != V, T no multiple of 4, scale not 1: 0.5, say."),
         Case("all sixteen", lambda draw: (), exposes(),
              "What is alone cannot be mixed up: one batch entry, one head, an empty memory.",
              "At least two batch entries, two heads, and a random initial_state."),

@@ -61,6 +61,8 @@ def tokens(C: int, K: int, gate: str = "strong"):
         g = draw.gates(C, K)
         if gate == "bound":
             g = torch.full_like(g, -5.0)
+        if gate == "twice":
+            g = torch.full_like(g, -10.0)
         if gate == "none":
             g = 0 * g
         return draw.unit(C, K), draw.unit(C, K), g
@@ -79,6 +81,9 @@ ANCHORED = Exercise(
         Case("algebra, strong gates", tokens(16, 6), close(1e-9), "exp(G_i - a) exp(a - G_j) = exp(G_i - G_j).", "Which sign has the exponent of the key's factor?"),
         Case("every gate at -5, fp32", tokens(16, 8, "bound"), close(2e-5), "With the origin at the middle, exponents stay within 45.",
              "Print the largest exponent that you take exp of.", dtype=torch.float32),
+        Case("every gate at -10, fp32", tokens(16, 8, "twice"), close(1e-4),
+             "Twice the bound: around the middle exponents reach 80 and still fit; from any other origin they pass 88 and overflow.",
+             "Is your origin the middle token, or the first?", dtype=torch.float32),
         Case("inputs unmodified", tokens(16, 4), unmodified(), "q, k and g are used again.", "No in-place operation on them."),
     ],
     mutants=[
@@ -93,9 +98,11 @@ ANCHORED = Exercise(
         Mutant("exclusive sums", "the sum leaves out each token's own gate", [("G = g.cumsum(0)", "G = g.cumsum(0) - g")]),
         Mutant("base two", "exp2 was used although g is a natural log", [("E.exp()", "E.exp2()"), ("(-E).exp()", "(-E).exp2()")]),
         Mutant("scalar gate", "one decay was used for all key channels", [("G = g.cumsum(0)", "G = g.mean(1, keepdim=True).expand_as(g).cumsum(0)")]),
-        Mutant("no anchor", "the origin is the start of the block: exponents reach 80 and digits are lost in fp32",
-               [("E = G - G[len(g) // 2 - 1]  # exponents around the middle token, [16,K]", "E = G"),
-                ("left, right = q * E.exp(), k * (-E).exp()", "left, right = (q * E.exp().half().to(q.dtype)), k * (-E).exp()")]),
+        Mutant("no anchor", "the origin is the start of the block: exponents reach 80 at -5, and overflow beyond",
+               [("E = G - G[len(g) // 2 - 1]", "E = G")]),
+        Mutant("first token as origin", "the origin is the block's first token: exponents reach 75 at -5, and overflow beyond",
+               [("E = G - G[len(g) // 2 - 1]", "E = G - G[:1]")]),
+        Mutant("clamped", "exponents were clamped: a strong decay comes out too weak", [("G = g.cumsum(0)", "G = g.cumsum(0).clamp(min=-20)")]),
     ],
 )  # fmt: skip
 
@@ -144,10 +151,12 @@ NEUMANN_DOUBLING = Exercise(
     "neumann_doubling",
     outputs=("T",),
     cases=[*INVERSE_CASES,
+           Case("algebra, 32", system(32, 0.2), close(1e-9), "32 tokens need one round more than 16.", "Let the loop run until the terms reach len(L)."),
            Case("precision", system(16, 0.15), close(1e-5), "On harmless overlaps fp32 keeps its digits.", "Keep the dtype of L.", dtype=torch.float32)],
     mutants=[
         Mutant("one factor", "only the first factor I - L was used", [("while terms < len(L):", "while False:")]),
         Mutant("one round short", "the last round is missing", [("terms < len(L)", "2 * terms < len(L)")]),
+        Mutant("always three rounds", "three rounds were made whatever C is", [("while terms < len(L):", "for _ in range(3):")]),
         Mutant("wrong first sign", "the first factor was I + L", [("eye - L, L", "eye + L, L")]),
         Mutant("minus in the rounds", "the later factors were I - P: squares are positive", [("T + T @ P", "T - T @ P")]),
         Mutant("cubes", "P was multiplied by L instead of squared", [("P = P @ P", "P = P @ L")]),
@@ -175,6 +184,9 @@ REBASED = Exercise(
         Case("strong gates", tokens(64, 6), close(1e-9), "Between blocks: exp(G_i - edge) exp(edge - G_j).", "Compare with the [C,C,K] array in fp64, block by block."),
         Case("every gate at -5, fp32", tokens(64, 8, "bound"), close(2e-5), "Both factors are at most 1 between blocks, and within e^45 inside.",
              "Where does exp get a positive exponent above 45?", dtype=torch.float32),
+        Case("every gate at -10, fp32", tokens(48, 8, "twice"), close(1e-4),
+             "Twice the bound: around the middle of a block exponents reach 80 and still fit; from its start they overflow.",
+             "Is the origin inside a block its middle token?", dtype=torch.float32),
         Case("inputs unmodified", tokens(32, 4), unmodified(), "q, k and g are used again.", "No in-place operation on them."),
     ],
     mutants=[
@@ -187,6 +199,8 @@ REBASED = Exercise(
         Mutant("key not decayed", "the earlier keys did not decay to the edge", [("(k[:a] * (edge - G[:a]).exp())", "k[:a]")]),
         Mutant("q and k swapped", "queries and keys are swapped between blocks", [("(q[rows] * (G[rows] - edge).exp()) @ (k[:a]", "(k[rows] * (G[rows] - edge).exp()) @ (q[:a]")]),
         Mutant("sums restart", "the gates were summed from each block's start only", [("G = g.cumsum(0)", "G = g.unflatten(0, (-1, 16)).cumsum(1).flatten(0, 1)")]),
+        Mutant("block start as origin", "inside a block the origin is its start, not its middle: exponents reach 75 at -5, and overflow beyond",
+               [("E = G[rows] - G[a + 7]", "E = G[rows] - G[a]")]),
         Mutant("one origin", "one origin was used for the whole chunk: it overflows at -5",
                [("(q[rows] * (G[rows] - edge).exp()) @ (k[:a] * (edge - G[:a]).exp()).T", "(q[rows] * G[rows].exp()) @ (k[:a] * (-G[:a]).exp()).T")]),
         Mutant("clamped", "exponents were clamped instead of re-based: strong decays come out too weak", [("G = g.cumsum(0)", "G = g.cumsum(0).clamp(min=-20)")]),
