@@ -155,7 +155,7 @@ def draw_scan(ax, P: int, rounds: list[list[tuple[int, int]]], done: int) -> Non
                 ax.plot([left, right], [row - 0.7, row - 0.3], color=palette.STATE, lw=1,
                         alpha=1 if row <= done else 0.15)  # fmt: skip
         for p in range(P):
-            full = first[p] == 0
+            full = first[p] == 0 and row <= done
             box = FancyBboxPatch(
                 (p - 0.36, row - 0.26), 0.72, 0.52, boxstyle="round,pad=0.02",
                 fc=palette.STATE if full else "none", ec=palette.STATE,
@@ -165,7 +165,7 @@ def draw_scan(ax, P: int, rounds: list[list[tuple[int, int]]], done: int) -> Non
             text = str(p) if first[p] == p else f"{first[p]}–{p}"
             ink = "white" if full else palette.SURFACE["light"]["ink"]
             ax.text(p, row, text, ha="center", va="center", fontsize=7, color=ink,
-                    alpha=1 if row <= done else 0.4)  # fmt: skip
+                    alpha=1 if row <= done else 0.5)  # fmt: skip
     ax.set(xlim=(-0.6, P - 0.4), ylim=(len(rounds) + 0.5, -0.5), xlabel="segment", ylabel="round")
     ax.set_yticks(range(len(rounds) + 1))
     ax.set_xticks(range(P))

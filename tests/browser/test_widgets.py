@@ -16,6 +16,7 @@ CELLS = {  # name: source of the cell that shows the widget
     "state": "from kda_lab.widgets import *\nStateEvolution()",
     "state_linear": 'StateEvolution(modes=("linear",))',
     "chunk": "ChunkMatrix()",
+    "chunk_64": "ChunkMatrix(C=64, gate=2.0, method='substitution')",
     "scan": "AffineScan()",
     "roofline": "Roofline(H=64)",
     "fragments": "Fragments()",

@@ -7,19 +7,20 @@ function drawScan(pen, { P, rounds, states, K, high, step, colours }) {
   const row = Math.min(34, 300 / (P + 1)), y = (r) => TOP + (r + 0.5) * row;
   const first = Array.from({ length: P }, (_, p) => p);
   for (let r = 0; r <= rounds.length; r++) {
-    pen.globalAlpha = r <= step ? 1 : 0.22;
+    const done = r <= step;
+    pen.globalAlpha = done ? 1 : 0.5;
     if (r) {
       const start = [...first];
       for (const [left, right] of rounds[r - 1]) {
         first[right] = start[left];
-        line(pen, colours.state, 1.2, [x(left), y(r - 1) + row * 0.28], [x(right), y(r) - row * 0.28]);
+        line(pen, done ? colours.state : colours.muted, 1.2, [x(left), y(r - 1) + row * 0.28], [x(right), y(r) - row * 0.28]);
       }
     }
     write(pen, r === 0 ? "start" : String(r), 20, y(r), { color: colours.muted, align: "right", size: 9 });
     for (let p = 0; p < P; p++) {
-      const full = first[p] === 0;
+      const full = first[p] === 0 && done;
       pen.fillStyle = full ? colours.state : colours.paper;
-      pen.strokeStyle = colours.state;
+      pen.strokeStyle = done ? colours.state : colours.muted;
       pen.lineWidth = 1.2;
       pen.beginPath();
       pen.roundRect(x(p) - pitch * 0.42, y(r) - row * 0.28, pitch * 0.84, row * 0.56, 3);

@@ -9,21 +9,24 @@ function drawRange(pen, info, C, y, width, colours) {
   const x0 = 150, scale = (width - x0 - 60) / Math.max(100, 1.05 * info.chunk_exponent);
   const rows = [[`whole chunk of ${C}`, info.chunk_exponent], [`re-based every ${info.block}`, info.block_exponent]];
   const worst = Math.max(...Object.values(info.limits));
-  rows.forEach(([text, nats], i) => {
-    const top = y + 20 + i * 24;
-    write(pen, text, x0 - 8, top + 8, { color: colours.ink, align: "right", size: 12 });
+  rows.forEach(([, nats], i) => {
     pen.fillStyle = nats > worst ? colours.error : colours.gate;
-    pen.fillRect(x0, top, nats * scale, 16);
-    const says = `${short(nats)} nats` + (nats > worst ? ": overflows to ∞" : "");
-    const inside = nats * scale > 140;
-    write(pen, says, x0 + nats * scale + (inside ? -6 : 6), top + 8,
-      { color: inside ? colours.paper : colours.ink, align: inside ? "right" : "left" });
+    pen.fillRect(x0, y + 20 + i * 24, nats * scale, 16);
   });
   for (const [name, limit] of Object.entries(info.limits)) {
     const x = x0 + limit * scale;
-    line(pen, colours.error, 1.5, [x, y + 12], [x, y + 66]);
+    line(pen, colours.reference, 1.5, [x, y + 12], [x, y + 66]);
     write(pen, `${name} ends at ${limit.toFixed(1)}`, x, y + 4, { color: colours.error, align: "center" });
   }
+  rows.forEach(([text, nats], i) => {
+    const top = y + 20 + i * 24, end = x0 + nats * scale, inside = nats * scale > 140;
+    const says = `${short(nats)} nats` + (nats > worst ? ": overflows to ∞" : "");
+    pen.fillStyle = colours.paper; // the limits' lines must not cross the words
+    if (!inside) pen.fillRect(end + 3, top, says.length * 6.5 + 6, 16);
+    write(pen, text, x0 - 8, top + 8, { color: colours.ink, align: "right", size: 12 });
+    write(pen, says, end + (inside ? -6 : 6), top + 8,
+      { color: inside ? colours.paper : colours.ink, align: inside ? "right" : "left" });
+  });
   write(pen, "exponent of exp(−G)", x0 - 8, y + 76, { color: colours.muted, align: "right" });
   line(pen, colours.muted, 1, [x0, y + 16], [x0, y + 66]);
 }
