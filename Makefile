@@ -7,6 +7,8 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 NBVAL := -p tests.notebooks.nbval_hooks --nbval --nbval-current-env --nbval-cell-timeout=120 \
 	--nbval-sanitize-with tests/notebooks/sanitize.cfg --dist loadfile
+# CUTLASS headers and pycute, without the packages that this wheel asks for: nothing here needs them.
+CUTLASS = $(BIN)/python -m pip install --no-deps -c constraints.txt nvidia-cutlass
 
 .PHONY: help lab test units notebooks ledger browser-test lint kernels pictures clean
 
@@ -39,9 +41,8 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The CUTLASS headers come without the Python packages that its wheel asks for: no kernel needs them.
 kernels: .venv/.course
-	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt nvidia-cutlass
+	$(CUTLASS)
 	$(BIN)/python -m kda_lab.cli build
 
 pictures: .venv/.course
@@ -60,6 +61,7 @@ clean:
 
 .venv/.dev: .venv/.course
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(CUTLASS)
 	@touch $@
 
 .venv/.made:

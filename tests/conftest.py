@@ -1,12 +1,44 @@
-"""What every test shares: nobody's progress, and one thread for each of the parallel workers."""
+"""What every test shares: nobody's progress, one thread for each worker, and what needs a compiler."""
 
 import os
 import tempfile
 
 import pytest
 
+from kda_lab.native import toolchain
+
 _progress = tempfile.TemporaryDirectory(prefix="kda-lab-progress-")
 os.environ["KDA_LAB_PROGRESS"] = _progress.name  # before any test starts a process of its own
+
+COMPILES = ("kernels/test_abi.py", "kernels/test_build.py", "kernels/test_cpu.py", "kernels/test_machine_code.py")
+
+
+def without_compiler() -> str | None:
+    """Why nothing can be compiled here, or None."""
+    try:
+        toolchain.find_cxx()
+    except toolchain.Unbuildable as reason:
+        return str(reason)
+    return None
+
+
+def pytest_configure(config):
+    if os.environ.get("CI") and (reason := without_compiler()):
+        raise pytest.UsageError(f"CI compiles: {reason}")
+
+
+def pytest_report_header(config):
+    if reason := without_compiler():
+        return f"left out, as nothing can be compiled here: {', '.join(COMPILES)} ({reason})"
+    return None
+
+
+def pytest_collection_modifyitems(config, items):
+    """A course without a compiler is a whole course: what compiles is left out and named, not skipped."""
+    if without_compiler():
+        out = [item for item in items if item.path.as_posix().endswith(COMPILES)]
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
 
 
 @pytest.fixture(scope="session", autouse=True)
