@@ -83,7 +83,7 @@ def staging(math: Script, store: Script, tiles: int) -> Callable:
         x = block.global_memory("x", tiles_of(tiles))
         out = block.global_memory("out", np.zeros((tiles, WIDTH), np.float32))
         tile = block.shared_memory("tile", WIDTH)
-        names = {"x": x, "out": out, "tile": tile}
+        names: dict[str, object] = {"x": x, "out": out, "tile": tile}
         for name in ("ready", "free"):
             names[name] = block.named_barrier(name, warps=2)
         block.warp("math", play(math, names))

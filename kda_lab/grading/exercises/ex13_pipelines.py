@@ -40,7 +40,7 @@ def right_consumer(tiles: int, stages: int) -> list[tuple]:
 def told(problem) -> Wrong | None:
     """The simulator's finding in the grader's words."""
     if problem is None or isinstance(problem, str):
-        return problem and Wrong(problem)
+        return Wrong(problem) if problem else None
     return Wrong(f"{problem.kind} at cycle {problem.time:.0f}: {problem.what}", problem.why)
 
 
