@@ -34,7 +34,8 @@ def _cells(
     for i in range(rows):
         for j in range(columns):
             color = colours(i, j)
-            ax.add_patch(Rectangle((j, i), 1, 1, facecolor=color, edgecolor="white", lw=0.6))
+            edge = {"edgecolor": "white", "lw": 0.6} if columns <= 32 else {"lw": 0}
+            ax.add_patch(Rectangle((j, i), 1, 1, facecolor=color, **edge))
             if size:
                 ax.text(
                     j + 0.5, i + 0.5, texts[i, j], ha="center", va="center", fontsize=size,

@@ -21,15 +21,19 @@ function render({ model, el }) {
     const pen = board.pen(BOARD, below + b.banks.length * STRIP + 26);
     for (let j = 0; j < columns; j += columns > 32 ? 8 : 1)
       write(pen, String(j), EDGE + (j + 0.5) * cell, EDGE - 8, { color: colours.muted, align: "center", size: 10 });
-    const size = Math.min(11, cell * 0.42);
+    const size = Math.min(11, cell * 0.42), piece = 16 / model.get("element_bytes");
     b.offsets.forEach((row, i) => {
       write(pen, String(i), EDGE - 6, EDGE + (i + 0.5) * cell, { color: colours.muted, align: "right", size: 10 });
       row.forEach((offset, j) => {
-        const color = groups[b.groups[i][j]];
-        pen.fillStyle = color;
+        pen.fillStyle = groups[b.groups[i][j]];
         pen.fillRect(EDGE + j * cell, EDGE + i * cell, cell - 0.5, cell - 0.5);
+      });
+      row.forEach((offset, j) => {
+        const color = groups[b.groups[i][j]];
         if (cell >= 20)
           write(pen, String(offset), EDGE + (j + 0.5) * cell, EDGE + (i + 0.5) * cell, { color: inkOn(color), align: "center", size });
+        else if (j % piece === 0) // no room for offsets: which 16 bytes of banks the piece is in
+          write(pen, String(b.groups[i][j]), EDGE + (j + piece / 2) * cell, EDGE + (i + 0.5) * cell, { color: inkOn(color), align: "center", size: 9 });
       });
     });
     pen.strokeStyle = colours.error;
