@@ -19,7 +19,7 @@ LEAST_BYTES = Exercise(
         Case("hand-worked", fixed(10, 1, 1, 2), close(0), "10 (5*2*2 + 2) + 2*2*2*4 = 220 + 32.", "List the arrays with their sizes on paper.", expect=252),
         Case("one long sequence", fixed(8192, 96, 1, 128), close(0), "About 1.0 GB: 1282 bytes a token and head, and the states.", "Is every array counted once, and at its own size?", expect=1_020_788_736),
         Case("many sequences", fixed(8192, 96, 8, 128), close(0), "Each sequence has a state of its own.", "N states a head, each read and written."),
-        Case("any sizes", drawn((1, 5000), (1, 128), (1, 40), (1, 256)), close(0), "The formula holds for every size.", "Which argument is not used?"),
+        Case("any sizes", drawn((3, 5000), (3, 128), (3, 40), (3, 256)), close(0), "The formula holds for every size.", "Which argument is not used?"),
     ],
     mutants=[
         Mutant("no states", "the states were left out", [("N * per_sequence", "0 * N")]),
@@ -43,7 +43,7 @@ CHUNK_OPERATIONS = Exercise(
         Case("hand-worked", fixed(1, 1, 2, 3), close(0), "3 * 2 * 9 + 4 * 2 * 2 * 3 = 54 + 48.", "Write the seven products with their shapes on paper.", expect=102),
         Case("C = 16", fixed(1, 1, 16, 128), close(0), "98,304 for the state, 16,384 inside the chunk.", "Which of the two parts is off?", expect=114_688),
         Case("C = 64", fixed(1, 1, 64, 128), close(0), "98,304 + 1,024 * 64.", "Does the second part grow with C?", expect=163_840),
-        Case("any sizes", drawn((1, 5000), (1, 128), (1, 64), (1, 256)), close(0), "Every token and head pays the same.", "Which argument is not used?"),
+        Case("any sizes", drawn((3, 5000), (3, 128), (3, 64), (3, 256)), close(0), "Every token and head pays the same.", "Which argument is not used?"),
     ],
     mutants=[
         Mutant("two state products", "one of the three products with the state is missing", [("3 * 2 * D * D", "2 * 2 * D * D")]),
@@ -65,7 +65,7 @@ RIDGE = Exercise(
         Case("shape", fixed(2.0, 100.0), shape(), "One number.", "Return a number, not a pair."),
         Case("hand-worked", fixed(4.0, 100.0), close(1e-12), "100 operations and 4 bytes in one second.", "Operations over bytes.", expect=25.0),
         Case("an H100", fixed(3.35e12, 989e12), close(1e-12), "989 TFLOP/s over 3.35 TB/s.", "About 295."),
-        Case("any machine", lambda draw: (draw.integer(1, 99) / 7, draw.integer(1, 99) / 3), close(1e-12), "rate over bandwidth.", "Which of the two is on top?"),
+        Case("any machine", lambda draw: (draw.integer(2, 99) / 7, draw.integer(2, 99) / 3), close(1e-12), "rate over bandwidth.", "Which of the two is on top?"),
     ],
     mutants=[
         Mutant("upside down", "these are bytes per operation", [("rate / bandwidth", "bandwidth / rate")]),
@@ -117,7 +117,7 @@ SPECIAL_TIME = Exercise(
         Case("shape", fixed(16, 1, 1, 1, 1.0), shape(), "One time.", "Return a number."),
         Case("hand-worked", fixed(32, 2, 4, 2, 8.0), close(1e-12), "3 * 32 * 2 * 4 = 768 functions at 16 * 2 * 8 = 256 a second.", "Count first, then divide.", expect=3.0),
         Case("an H100", fixed(8192, 96, 128, 132, 1.755e9), close(1e-9), "302 million functions: about 0.08 ms.", "Clocks per second, not per microsecond."),
-        Case("any sizes", drawn((1, 5000), (1, 128), (1, 256), (1, 200), (1, 9)), close(1e-12), "Every gate entry needs three.", "Which argument is not used?"),
+        Case("any sizes", drawn((3, 5000), (3, 128), (3, 256), (3, 200), (3, 9)), close(1e-12), "Every gate entry needs three.", "Which argument is not used?"),
     ],
     mutants=[
         Mutant("one each", "each gate entry needs three functions", [("3 * T", "T")]),
