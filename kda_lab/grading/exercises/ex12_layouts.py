@@ -81,6 +81,8 @@ WAVEFRONTS = Exercise(
         Case("shape", column(4, 4), shape(), "A count.", "Return one whole number."),
         Case("no conflict", column(4, 4), close(0), "32 neighbours fill the 32 banks once.", "Which bank has the word at address 4 t?", expect=1),
         Case("broadcast", fixed([64] * 32, 4), close(0), "All threads want the same word: it is delivered once.", "Count different words, not threads.", expect=1),
+        Case("broadcast, 16 bytes", fixed([64] * 32, 16), close(0), "Four groups of eight threads: one wavefront each.", "Groups follow each other, even when they want the same words.", expect=4),
+        Case("broadcast, 8 bytes", fixed([64] * 32, 8), close(0), "Two groups of sixteen threads: one wavefront each.", "128 / 8 threads are served together.", expect=2),
         Case("one bank", column(128, 4), close(0), "32 words in one bank: one after the other.", "Bank is word % 32.", expect=32),
         Case("16 bytes, in order", column(16, 16), close(0), "Four groups of eight threads, none with a conflict.", "Each thread wants four words.", expect=4),
         Case("16 bytes, rows of 128", column(128, 16), close(0), "In each group eight rows meet in the same four banks.", "8 wavefronts a group.", expect=32),
