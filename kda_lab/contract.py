@@ -1,8 +1,9 @@
 """The contract as cases: inputs of every kind, and the verdict on any implementation of them.
 
 `cases()` yields named calls; `judge()` runs one on a backend and compares it with the fp64 oracle by
-the contract's accuracy table. The CPU tests and `kda-lab gpu-check` use the same cases, so a new
-implementation only has to register.
+the contract's accuracy table. `tests/contract` puts every backend that can run here through them, so
+a new implementation only has to register. `kda-lab gpu-check` has a suite of its own on top, for what
+only a GPU can get wrong (`kda_lab.bench.suite`).
 """
 
 from collections.abc import Iterator

@@ -55,7 +55,8 @@ def run(call: Call) -> tuple[Tensor, Tensor | None]:
     reads = torch.stack((a * k, a * q), -2)  # [B*T,HV,2,K]
     qk = (q * k).sum(-1, keepdim=True)  # [B*T,HV,1]
 
-    S = initial_states(call, dtype)[torch.tensor(order, dtype=torch.long, device=device)]
+    rank = torch.tensor(order, dtype=torch.long, device=device)
+    S = initial_states(call, dtype)[rank]
     starts = torch.tensor([spans[n][0] for n in order], device=device)
     lengths = [spans[n][1] - spans[n][0] for n in order]
     tokens, outputs, finished = [], [], []
@@ -72,16 +73,12 @@ def run(call: Call) -> tuple[Tensor, Tensor | None]:
         S = torch.addcmul(a[i, :, :, None] * S, k[i, :, :, None], u[:, :, None])
         tokens.append(i)
         outputs.append(x.scale * (read[:, :, 1] + qk[i] * u))
-    S = torch.cat([S, *reversed(finished)])[_inverse(order, device)]
+    S = torch.cat([S, *reversed(finished)])[torch.argsort(rank)]
 
     o = torch.zeros_like(v)
     if tokens:
         o = o.index_copy(0, torch.cat(tokens), torch.cat(outputs))
     return o.view(x.B, x.T, x.HV, x.V).to(call.v.dtype), final_states(call, S)
-
-
-def _inverse(order: list[int], device: torch.device) -> Tensor:
-    return torch.argsort(torch.tensor(order, dtype=torch.long, device=device))
 
 
 register(
