@@ -275,7 +275,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--workload", nargs="+", help="by name, such as 8192-H96")
     parser.add_argument("--gate", nargs="+", choices=list(wl.GATES))
     parser.add_argument(
-        "--peers", nargs="*", choices=list(peers.PEERS), help="default: all; --quick: all but fla"
+        "--peers",
+        nargs="*",
+        choices=list(peers.PEERS),
+        help=f"default: all but {', '.join(peers.ON_REQUEST)}; --quick: nor fla",
     )
     parser.add_argument(
         "--milliseconds",
@@ -289,7 +292,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     args.out = args.out or ledger.directory()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.peers is None:
-        args.peers = [p for p in peers.PEERS if not (args.quick and p == "fla")]
+        args.peers = [
+            p for p in peers.PEERS if p not in peers.ON_REQUEST and not (args.quick and p == "fla")
+        ]
     args.milliseconds = args.milliseconds or (50 if args.quick else 150)
     args.time_budget = args.time_budget or (110 if args.quick else 1500)
     return args

@@ -6,11 +6,15 @@ the same tensors, fp32 states in and out. It raises ImportError where the packag
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from kda_lab.bench.workloads import LOWER_BOUND, D, Inputs, Workload
+from kda_lab import chunked
+from kda_lab.bench.workloads import LOWER_BOUND, D, Inputs, Workload, call_arguments
+from kda_lab.gates import activate
+from kda_lab.inputs import Call, check_call
 
 os.environ.setdefault(
     "FLA_FLASH_KDA", "0"
@@ -78,9 +82,53 @@ def cudnn_plain(w: Workload, x: Inputs) -> Work:
     return _cudnn(w, x, g, torch.sigmoid(x["beta"][0].float()).contiguous())
 
 
+def torch_compile(w: Workload, x: Inputs) -> Work:
+    """Compiled PyTorch: the library's own chunked form, products in TF32.
+
+    What needs no state is one compiled function over all chunks, a chunk's step of the state
+    another: unrolled into one, hundreds of steps would compile for many minutes.
+    """
+    if w.direction != "forward" or w.N > 1:
+        raise ValueError("compiled PyTorch is timed on one sequence, forward")
+    call = check_call(**call_arguments(w, x))
+    device = call.q.device
+    tokens, mask, _ = chunked.schedule(call.spans(), [0], chunked.DEFAULT_CHUNK)
+    tokens, mask = tokens.to(device), mask.to(device)
+
+    @partial(torch.compile, fullgraph=True, dynamic=False)
+    def prepare(call: Call) -> list[Tensor]:
+        part = chunked.prepare(activate(call, torch.float32), tokens, mask, bounded=True)
+        return [part[n] for n in ("reads", "U0", "M", "k_out", "decay")]
+
+    @partial(torch.compile, fullgraph=True, dynamic=False)
+    def step(
+        S: Tensor, reads: Tensor, U0: Tensor, M: Tensor, k_out: Tensor, decay: Tensor
+    ) -> tuple:
+        inside, outside = (reads @ S).chunk(2, -2)
+        U = U0 - inside
+        return outside + M @ U, decay * S + k_out.mT @ U
+
+    def run() -> tuple[Tensor, Tensor | None]:
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")  # TF32: what a user would ask for
+        try:
+            S, outputs = chunked.initial_states(call, torch.float32)[0], []
+            for part in zip(*prepare(call), strict=True):
+                o, S = step(S, *part)
+                outputs.append(o)
+            o = torch.cat(outputs, 1)[:, : call.T].transpose(0, 1)  # [T,HV,V]
+            return o[None].to(call.v.dtype), chunked.final_states(call, S[None])
+        finally:
+            torch.set_float32_matmul_precision(precision)
+
+    return run
+
+
 PEERS: dict[str, Callable[[Workload, Inputs], Work]] = {
     "flash_kda": flash_kda, "cudnn_fused": cudnn_fused, "cudnn_plain": cudnn_plain, "fla": fla,
+    "torch_compile": torch_compile,
 }  # fmt: skip
+ON_REQUEST = ("torch_compile",)  # compiles for longer than all others run: timed only when named
 NO_GRAPH = ("fla",)  # timed eagerly in forward: its kernels are chosen while it runs
 
 

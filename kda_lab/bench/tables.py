@@ -21,6 +21,7 @@ PEERS = {
     "flash_kda": "FlashKDA",
     "cudnn_fused": "cuDNN",
     "cudnn_plain": "cuDNN, inputs activated",
+    "torch_compile": "compiled PyTorch",
 }
 MARKED = re.compile(r"(<!-- ledger: ([a-z0-9 -]+?) -->\n).*?(<!-- /ledger -->)", re.DOTALL)
 Rows = list[dict]

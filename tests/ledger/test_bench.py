@@ -1,5 +1,6 @@
 """What the bench computes from what it times; the timing itself needs a GPU."""
 
+import functools
 import types
 
 import pytest
@@ -159,6 +160,23 @@ def test_a_rung_that_cannot_be_captured_says_so(no_cuda, monkeypatch):
     rows, _ = main.measure(wl.Workload((64,), 1), "strong", None, 3.0e12, args)
     assert rows[0]["graph_ms"] is None and "not permitted" in rows[0]["graph_error"]
     assert tables.milliseconds(rows[0]) == rows[0]["eager_ms"]
+
+
+def test_compiled_pytorch_is_the_same_function(monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    w = wl.Workload((100,), 2)  # the last chunk is not full
+    x = wl.make_inputs(w, "strong", device="cpu", dtype=torch.float32)
+    o, state = peers.torch_compile(w, x)()
+    o_ref, state_ref = kda_lab.chunk_kda(**wl.call_arguments(w, x), backend="recurrent")
+    assert o.shape == o_ref.shape and (o - o_ref).norm() < 1e-5 * o_ref.norm()
+    assert (state - state_ref).norm() < 1e-5 * state_ref.norm()
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_compiled_pytorch_is_timed_only_when_named():
+    assert "torch_compile" not in main.arguments(["--out", "/tmp"]).peers
+    named = main.arguments(["--peers", "torch_compile", "--out", "/tmp"])
+    assert named.peers == ["torch_compile"] and "torch_compile" in tables.PEERS
 
 
 def test_the_plan_puts_the_public_shapes_first():
