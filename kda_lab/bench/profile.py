@@ -1,6 +1,6 @@
-"""`kda-lab profile`: the bytes that a rung moves through device memory, counted by ncu.
+"""`kda-lab profile`: what a rung moves and executes, counted by ncu, and what the compiler made of it.
 
-Each rung and workload runs once under the profiler with a cold L2; reads and writes of all its kernels are added.
+Each rung and workload runs once under the profiler with a cold L2; the counts of all its kernels are added.
 Clocks are left alone.
 """
 
@@ -17,21 +17,26 @@ import torch
 from kda_lab.bench import ledger, sources
 from kda_lab.bench import workloads as wl
 from kda_lab.bench.machine import fingerprint, now
+from kda_lab.native import build, machine_code, toolchain
+from kda_lab.native.rungs import RUNGS
 
 METRICS = {
     "dram__bytes_read.sum": "read",
     "dram__bytes_write.sum": "write",
     "gpu__time_duration.sum": "ns",
+    "smsp__inst_executed.sum": "instructions",  # of warps
+    "smsp__cycles_active.sum": "cycles",  # of the four schedulers of an SM, each issuing one a cycle
+    "l1tex__data_pipe_lsu_wavefronts_mem_shared.sum": "shared_wavefronts",  # 128 bytes each, at best
 }
 UNITS = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "ns": 1, "us": 1e3, "ms": 1e6}
-UNITS |= {"nsecond": 1, "usecond": 1e3, "msecond": 1e6}
+UNITS |= {"nsecond": 1, "usecond": 1e3, "msecond": 1e6, "inst": 1, "cycle": 1, "": 1}
 SECONDS = 180
 
 
 def totals(text: str) -> dict[str, float]:
-    """Sums over all kernels of ncu's CSV: bytes `read` and `write`, `ns`, and the number of `kernels`."""
+    """Sums over all kernels of ncu's CSV, by the names in METRICS, and the number of `kernels`."""
     lines = [line for line in text.splitlines() if line.startswith('"')]
-    sums = {"read": 0.0, "write": 0.0, "ns": 0.0}
+    sums = dict.fromkeys(METRICS.values(), 0.0)
     launches = set()
     for row in csv.DictReader(lines):
         name = METRICS.get(row["Metric Name"])
@@ -58,6 +63,15 @@ def body(rung: str, workload: str, gate: str) -> None:
         torch.cuda.profiler.stop()
 
 
+def compiled(rung: str) -> dict | None:
+    """`machine_code.summary` of a rung's library, or None where there is no cuobjdump."""
+    try:
+        return machine_code.summary(build.library(RUNGS[rung]))
+    except toolchain.Unbuildable as error:
+        print(f"profile: {rung}: {error}", file=sys.stderr)
+        return None
+
+
 def profile(ncu: str, rung: str, workload: str, gate: str) -> dict:
     """One row: dram bytes of a rung on a workload. Raises RuntimeError with ncu's words."""
     command = [
@@ -80,6 +94,8 @@ def profile(ncu: str, rung: str, workload: str, gate: str) -> dict:
         rung=rung, workload=workload, gate=gate, direction=wl.ALL[workload].direction,
         dram_bytes=sums["read"] + sums["write"], read_bytes=sums["read"], write_bytes=sums["write"],
         kernels=sums["kernels"], kernel_ms=sums["ns"] / 1e6, floor_bytes=wl.ALL[workload].floor_bytes,
+        **{name: sums[name] for name in ("instructions", "cycles", "shared_wavefronts")},
+        compiled=compiled(rung),
     )  # fmt: skip
 
 
@@ -94,8 +110,6 @@ def main(argv: list[str]) -> int:
     if ncu is None or not torch.cuda.is_available():
         print("profile: needs a CUDA GPU and Nsight Compute (ncu)", file=sys.stderr)
         return 1
-    from kda_lab.native.rungs import RUNGS
-
     unknown = [w for w in args.workload if w not in wl.ALL]
     if unknown:
         print(f"profile: no workload {unknown[0]!r}; they are {', '.join(wl.ALL)}", file=sys.stderr)

@@ -196,6 +196,42 @@ def micro(rows: Rows) -> str:
     )
 
 
+def profiled(rungs: Iterable[str], workload: str) -> Rows:
+    """The newest current profile of each of these rungs on a workload, with its GPU and date."""
+    found = {
+        row["rung"]: row | {"gpu": entry["gpu"], "date": entry["date"]}
+        for entry, row in ledger.current(("profile",))
+        if row["workload"] == workload
+    }
+    return [found[rung] for rung in rungs if rung in found]
+
+
+def compiled(rows: Rows) -> str:
+    """Registers and spills of every kernel in these profiles, as the compiler reported them."""
+    rows = [row for row in rows if row.get("compiled")]
+    if not rows:
+        return NOTHING
+    body = [
+        [f"**{row['rung']}** {k['name']}", str(k["registers"]), str(k["spilled"])]
+        for row in rows
+        for k in row["compiled"]["kernels"]
+    ]
+    return f"{recorded(rows)}\n\n{markdown(['kernel', 'registers', 'bytes spilled'], body)}"
+
+
+def instructions(rows: Rows, mnemonics: dict[str, str]) -> str:
+    """How often the machine code of these profiles' rungs has each mnemonic; {pattern of its beginning: heading}."""
+    rows = [row for row in rows if row.get("compiled")]
+    if not rows:
+        return NOTHING
+    body = []
+    for row in rows:
+        sass = row["compiled"]["sass"].items()
+        sums = [sum(n for word, n in sass if re.match(begin, word)) for begin in mnemonics]
+        body.append([f"**{row['rung']}**, all its kernels", *map(str, sums)])
+    return f"{recorded(rows)}\n\n{markdown(['machine code', *mnemonics.values()], body)}"
+
+
 TABLES: dict[str, Callable[[Rows], str]] = {
     **{f"forward {gate}": lambda rows, gate=gate: grid(rows, "forward", gate) for gate in wl.GATES},
     **{f"ladder {w.name.lower()}": lambda rows, w=w: ladder(rows, w.name) for w in wl.FORWARD},

@@ -18,7 +18,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
+from types import ModuleType
 
 from kda_lab.native import machine_code, toolchain
 from kda_lab.native.rungs import (
@@ -132,10 +135,9 @@ def _wrong_gpu(rung: Rung) -> str:
     )
 
 
-def _binding_command() -> tuple[list[str], dict]:
-    """The compile command of the binding without its output, and what its library depends on."""
+def _module_command() -> tuple[list[str], dict]:
+    """The compile command of a pybind11 module without source and output, and what it depends on."""
     root = kernels_dir()
-    source = root / "binding" / "binding.cpp"
     headers = Path(sysconfig.get_paths()["include"])
     if not (headers / "Python.h").is_file():
         raise Unbuildable(
@@ -155,12 +157,18 @@ def _binding_command() -> tuple[list[str], dict]:
         command.append("-Wl,-undefined,dynamic_lookup")
     version = (pybind11 / "pybind11/detail/common.h").read_bytes()
     meta = {
-        "closure_hash": _binding_hash(),
         "python": sysconfig.get_config_var("EXT_SUFFIX"),
         "pybind11": hashlib.sha256(version).hexdigest()[:12],
         "compiler": toolchain.compiler_version(cxx),
     }
-    return [*command, str(source), "-ldl"], meta
+    return command, meta
+
+
+def _binding_command() -> tuple[list[str], dict]:
+    """The compile command of the binding without its output, and what its library depends on."""
+    command, meta = _module_command()
+    source = kernels_dir() / "binding" / "binding.cpp"
+    return [*command, str(source), "-ldl"], meta | {"closure_hash": _binding_hash()}
 
 
 def _binding_hash() -> str:
@@ -176,6 +184,19 @@ def build_binding(force: bool = False, say: Callable[[str], None] = say) -> Path
     command, meta = _binding_command()
     what = f"the binding for Python {sys.version.split()[0]}"
     return _cached("_binding", meta["python"], what, command, meta, force, say)
+
+
+def build_module(name: str, text: str, say: Callable[[str], None] = say) -> Path:
+    """Compiles C++ text that holds `PYBIND11_MODULE(name, m)`, for this Python; returns its path.
+
+    Raises Unbuildable.
+    """
+    command, meta = _module_command()
+    meta["closure_hash"] = hashlib.sha256(text.encode()).hexdigest()
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / f"{name}.cpp"
+        source.write_text(text)
+        return _cached(name, meta["python"], name, [*command, str(source)], meta, False, say)
 
 
 def _cached(
@@ -316,6 +337,14 @@ def why_not(rung: Rung) -> str | None:
     except (Unbuildable, FileNotFoundError) as reason:
         return str(reason)
     return None
+
+
+def import_module(name: str, path: Path) -> ModuleType:
+    """Loads a compiled extension module from where it lies."""
+    loader = ExtensionFileLoader(name, str(path))
+    module = module_from_spec(ModuleSpec(name, loader, origin=str(path)))
+    loader.exec_module(module)
+    return module
 
 
 def copy_out(path: Path, folder: Path) -> None:

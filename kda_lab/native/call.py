@@ -4,8 +4,6 @@ Nothing here waits for the GPU, and no tensor's values are looked at.
 """
 
 from functools import lru_cache, partial
-from importlib.machinery import ExtensionFileLoader, ModuleSpec
-from importlib.util import module_from_spec
 from types import ModuleType
 
 import torch
@@ -31,11 +29,7 @@ _broken: dict[str, str] = {}  # rungs that failed to build or load in this proce
 @lru_cache
 def binding() -> ModuleType:
     """The pybind11 module, compiled for this Python on first use. Raises toolchain.Unbuildable."""
-    name, path = "kda_lab.native._binding", str(build.binding_library())
-    loader = ExtensionFileLoader(name, path)
-    module = module_from_spec(ModuleSpec(name, loader, origin=path))
-    loader.exec_module(module)
-    return module
+    return build.import_module("kda_lab.native._binding", build.binding_library())
 
 
 @lru_cache
@@ -100,6 +94,11 @@ def _gate_refusal(rung: Rung, gate: str) -> str:
     return f"it does not serve the {gate} gate"
 
 
+def _stream(device: int) -> int:
+    """The current cudaStream_t of a device; torch.cuda.current_stream() is thirty times as slow."""
+    return torch._C._cuda_getCurrentRawStream(device)
+
+
 class _Arguments:
     """kda_args of a call, and the tensors that its pointers point into.
 
@@ -135,7 +134,7 @@ class _Arguments:
                 self.address(state),
                 DTYPES.get(call.state_dtype, 0),
                 call.state_v_first,
-                torch.cuda.current_stream(q.device).cuda_stream if q.is_cuda else 0,
+                _stream(q.device.index) if q.is_cuda else 0,
                 0 if q.is_cuda else torch.get_num_threads(),
             )
         )
@@ -174,6 +173,66 @@ def _forward(rung: Rung, arguments: _Arguments, device: torch.device) -> None:
             library.forward(args)
     else:
         library.forward(args)
+
+
+class Prepared:
+    """A rung ready for every call that differs from one in addresses only.
+
+    Same shapes, dtypes, device, options, contiguous where that call was and with its strides where it
+    was not, and aligned alike (`kda_lab.ops` sees to that): what is left is the memory and the launch.
+    """
+
+    def __init__(self, rung: Rung, call: Call, arguments: _Arguments):
+        self.library, self.args = load(rung.name), arguments.args
+        self.workspace_bytes = self.library.workspace_bytes(self.args)
+        self.args.workspace_bytes = self.workspace_bytes
+        _, T, HV, V = call.v.shape
+        self.args.o = (0, T * HV * V, HV * V, V, DTYPES[call.v.dtype])
+        axes = (call.V, call.K) if call.state_v_first else (call.K, call.V)
+        self.state_shape = (call.N, call.HV, *axes) if call.output_final_state else None
+        self.state_dtype = call.state_dtype
+        self.device: int = call.q.get_device()  # -1: CPU
+
+    def __call__(
+        self, tensors: tuple[Tensor | None, ...], addresses: list[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """o `[B,T,HV,V]`, and the final state or None.
+
+        tensors: q, k, v, g, beta, A_log, dt_bias, cu_seqlens, initial_state, and contiguous o and
+            final_state to write, or None for new ones. addresses: theirs, 0 for None.
+        """
+        v, initial_state, o, final_state = tensors[2], *tensors[8:]
+        assert v is not None
+        if o is None:
+            o = torch.empty_like(v, memory_format=torch.contiguous_format)
+            addresses[9] = o.data_ptr()
+        if final_state is None and self.state_shape is not None:
+            if initial_state is None:
+                final_state = v.new_empty(self.state_shape, dtype=self.state_dtype)
+            else:
+                final_state = torch.empty_like(initial_state)
+            addresses[10] = final_state.data_ptr()
+        address = 0
+        if self.workspace_bytes:  # as in _forward; `space` must live until the launch
+            space = v.new_empty(self.workspace_bytes + WORKSPACE_ALIGNMENT, dtype=torch.uint8)
+            address = space.data_ptr()
+            address += -address % WORKSPACE_ALIGNMENT
+        if self.device < 0:
+            self.library.forward_again(self.args, (*addresses, address, 0))
+        elif self.device == torch.cuda.current_device():
+            self.library.forward_again(self.args, (*addresses, address, _stream(self.device)))
+        else:
+            with torch.cuda.device(self.device):
+                self.library.forward_again(self.args, (*addresses, address, _stream(self.device)))
+        return o, final_state
+
+
+def prepare(rung: Rung, call: Call) -> Prepared | None:
+    """The rung ready for calls like this one, which it does not decline; None if each needs more than a launch."""
+    if call.N == 0:
+        return None
+    arguments = _Arguments(call)
+    return None if arguments.keep else Prepared(rung, call, arguments)
 
 
 def workspace_bytes(rung: Rung | str, call: Call) -> int:
@@ -270,4 +329,5 @@ def backend(rung: Rung) -> Backend:
         unavailable=partial(unavailable, rung),
         declines=partial(declines, rung),
         devices=("cuda",) if rung.cuda else ("cpu",),
+        prepare=partial(prepare, rung),
     )

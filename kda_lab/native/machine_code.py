@@ -46,11 +46,14 @@ def kernel_reports(log: str) -> list[KernelReport]:
     return reports
 
 
-def sass_counts(path: Path) -> dict[str, Counter]:
-    """{architecture: how often each mnemonic with its modifiers occurs} in a library.
+# an instruction of cuobjdump's listing: mnemonic with modifiers, operands
+INSTRUCTION = re.compile(
+    r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)\s*([^;]*)"
+)
 
-    Raises Unbuildable when there is no cuobjdump to read it with.
-    """
+
+def sass(path: Path) -> str:
+    """The machine code of a compiled file, as cuobjdump lists it. Raises Unbuildable without one."""
     cuobjdump = toolchain.find_cuda_program("cuobjdump")
     if cuobjdump is None:
         raise Unbuildable(
@@ -62,18 +65,56 @@ def sass_counts(path: Path) -> dict[str, Counter]:
     )
     if done.returncode:
         raise Unbuildable(f"cuobjdump could not read {path}: {done.stderr.strip()[:300]}")
+    return done.stdout
+
+
+def sass_counts(path: Path) -> dict[str, Counter]:
+    """{architecture: how often each mnemonic with its modifiers occurs} in a library.
+
+    Raises Unbuildable when there is no cuobjdump to read it with.
+    """
     counts: dict[str, Counter] = {}
     arch = ""
-    for line in done.stdout.splitlines():
+    for line in sass(path).splitlines():
         if match := re.match(r"\s*(?:arch =|code for) sm_(\w+)", line):
             arch = match[1]
-        elif arch and (
-            match := re.match(
-                r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)", line
-            )
-        ):
+        elif arch and (match := INSTRUCTION.match(line)):
             counts.setdefault(arch, Counter())[match[1]] += 1
     return counts
+
+
+def summary(path: Path) -> dict:
+    """What the compiler made of a library, on the newest architecture that it is for.
+
+    Returns `arch`, `kernels` (spoken name, registers, bytes spilled) and `sass` (instructions by
+    mnemonic, over all kernels). Raises Unbuildable when there is no cuobjdump to read it with.
+    """
+    counts = sass_counts(path)
+    arch = max(counts, key=lambda name: int(name.rstrip("af")))
+    reports = [r for r in kernel_reports(path.with_suffix(".log").read_text()) if r.arch == arch]
+    kernels = [
+        {
+            "name": spoken(r.name),
+            "registers": r.registers,
+            "spilled": r.spill_stores + r.spill_loads,
+        }
+        for r in reports
+    ]
+    return {"arch": arch, "kernels": kernels, "sass": dict(counts[arch].most_common())}
+
+
+TYPES = {"f": "fp32", "t": "bf16"}  # bf16 travels as uint16_t
+
+
+def spoken(mangled: str) -> str:
+    """`recurrent 128 16` for a kernel `recurrent<Shape<128, 16>>` in a nameless namespace."""
+    rest, name = mangled.removeprefix("_Z").removeprefix("N"), ""
+    while (size := re.match(r"\d+", rest)) is not None:
+        end = size.end() + int(size[0])
+        name, rest = rest[size.end() : end], rest[end:]
+    kind = re.match(r"I([ft])", rest)
+    words = [name, TYPES[kind[1]] if kind else "", *re.findall(r"L[ijl](\d+)E", rest)]
+    return " ".join(word for word in words if word)
 
 
 def check(rung: Rung, path: Path, say: Callable[[str], None]) -> list[str]:

@@ -68,6 +68,26 @@ def test_instructions(fake):
     }  # fmt: skip
 
 
+def test_summary_is_of_the_newest_architecture(fake):
+    assert machine_code.summary(fake) == {
+        "arch": "90a",
+        "kernels": [{"name": "spill", "registers": 255, "spilled": 36}],
+        "sass": {
+            "LDC": 1, "HGMMA.64x64x16.F32.BF16": 1, "HMMA.16816.F32.BF16": 1, "EXIT": 1,
+        },
+    }  # fmt: skip
+
+
+def test_names_of_kernels():
+    place = "_ZN41_GLOBAL__N__2e243e7c_9_decode_cu_9c670f42"
+    assert machine_code.spoken("_Z5cleanPf") == "clean"
+    assert machine_code.spoken(f"{place}10recurrenceE8kda_argsi") == "recurrence"
+    name = f"{place}9recurrentINS_5ShapeILi128ELi16EEEEEv8kda_argsib"
+    assert machine_code.spoken(name) == "recurrent 128 16"
+    name = f"{place}14decode_v_firstItNS_6VFirstItLi128EEEEEv8kda_argsi"
+    assert machine_code.spoken(name) == "decode_v_first bf16 128"
+
+
 def test_nothing_wrong(fake):
     assert problems(fake, claims=("HMMA.16816",)) == []
 

@@ -10,6 +10,7 @@ import kda_lab
 from kda_lab.bench import cpu, ledger, main, micro, peers, plots, profile, sources, tables, timing
 from kda_lab.bench import workloads as wl
 from kda_lab.bench.textbook import textbook_kda
+from tests.ledger.entries import entry, put
 
 
 def test_the_workloads_of_the_contract():
@@ -237,7 +238,25 @@ def test_ncu_units_are_added_up():
             '"0","prepare","dram__bytes_write.sum","Kbyte","500"',
             '"0","prepare","gpu__time_duration.sum","us","10"',
             '"1","walk","dram__bytes_read.sum","byte","7"',
+            '"1","walk","smsp__inst_executed.sum","inst","1,000"',
+            '"1","walk","l1tex__data_pipe_lsu_wavefronts_mem_shared.sum","","30"',
         ]
     )
     sums = profile.totals(text)
-    assert sums == {"read": 1_200_500_007.0, "write": 500_000.0, "ns": 10_000.0, "kernels": 2}
+    moved = {"read": 1_200_500_007.0, "write": 500_000.0, "ns": 10_000.0, "kernels": 2}
+    assert sums == moved | {"instructions": 1000.0, "cycles": 0.0, "shared_wavefronts": 30.0}
+
+
+def test_what_the_compiler_made_is_shown_for_the_newest_profile_of_each_rung(kernels):
+    made = {"arch": "90a", "sass": {"LDG.E": 3, "LDG.E.128": 2, "LDGSTS.E": 1}}
+    made["kernels"] = [{"name": "recurrence", "registers": 64, "spilled": 0}]
+    old = dict(rung="v0", workload="8192-H96", gate="strong", dram_bytes=1.0)
+    put(entry("profile", [old | {"compiled": {**made, "sass": {}}}]))
+    new = [old | {"compiled": made}, old | {"workload": "8192-H16"}]
+    put(entry("profile", new, "2026-11-25T00:00:00Z"))
+    rows = tables.profiled(("v1", "v0"), "8192-H96")
+    assert [row["rung"] for row in rows] == ["v0"]
+    assert "| **v0** recurrence | 64 | 0 |" in tables.compiled(rows)
+    table = tables.instructions(rows, {r"LDG\.E$": "4 bytes", r"LDG\.E.*\.128": "16 bytes"})
+    assert "| **v0**, all its kernels | 3 | 2 |" in table
+    assert tables.compiled([old]) == tables.instructions([], {}) == tables.NOTHING
