@@ -23,6 +23,8 @@ class Backend:
     declines: None, or the reason it cannot serve this call exactly. Never asked when unavailable.
     devices: torch device types whose tensors it takes.
     differentiable: whether autograd flows through `run`.
+    prepare: of a call that is served, what serves the calls like it (`kda_lab.native.call.Prepared`);
+        None if there is no such short way.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Backend:
     declines: Callable[[Call], str | None] = nothing
     devices: tuple[str, ...] = ("cpu", "cuda")
     differentiable: bool = False
+    prepare: Callable[[Call], Callable | None] = nothing
 
     def refusal(self, call: Call) -> str | None:
         """Why this backend cannot serve `call`, or None."""

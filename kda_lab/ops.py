@@ -1,10 +1,18 @@
-"""The public functions: check the call once, choose an implementation, hand over."""
+"""The public functions: check the call once, choose an implementation, hand over.
 
+On a GPU checking and choosing would take longer than a short call's kernels. Both depend only on what
+`signature` says of a call, so a call like one that was served before goes straight to its rung.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
 from torch import Tensor
 
 from kda_lab import chunked, native, recurrent, reference  # noqa: F401  (they register their backends)
 from kda_lab.backend import BACKENDS, Backend
-from kda_lab.inputs import Call, check_call
+from kda_lab.inputs import Call, check_call, looks_at_values
 
 # Who is asked first by backend="auto"; the first that can serve a call gets it.
 AUTO_CPU = ("cpu", "chunked")
@@ -17,25 +25,116 @@ def backends() -> dict[str, str | None]:
     return {name: backend.unavailable() for name, backend in BACKENDS.items()}
 
 
-def choose(call: Call, backend: str) -> Backend:
-    """The backend named, or the first of the `auto` order that serves the call."""
-    if not isinstance(backend, str):
-        raise TypeError(f"backend must be a name or 'auto', not {backend!r}")
-    if backend != "auto":
-        if backend not in BACKENDS:
-            names = ", ".join(["auto", *BACKENDS])
-            raise ValueError(f"backend is {backend!r}; it must be one of {names}")
-        reason = BACKENDS[backend].refusal(call)
-        if reason:
-            raise ValueError(f"backend {backend!r} cannot serve this call: {reason}")
-        return BACKENDS[backend]
-    order: tuple[str, ...]
+def order(call: Call) -> tuple[str, ...]:
+    """The backends that "auto" asks, in turn; the last takes every call."""
     if call.recurrent:
-        order = AUTO_RECURRENT
-    else:
-        order = AUTO_CPU if call.q.device.type == "cpu" else AUTO_CUDA
-    served = (BACKENDS[n] for n in order if n in BACKENDS and not BACKENDS[n].refusal(call))
-    return next(served)  # the last of each order takes every call
+        return AUTO_RECURRENT
+    return AUTO_CPU if call.q.device.type == "cpu" else AUTO_CUDA
+
+
+def choose(call: Call, backend: str | tuple[str, ...]) -> Backend:
+    """The backend named, or the first that serves the call of several or of the `auto` order.
+
+    Raises ValueError with the reason of each when none does.
+    """
+    if not isinstance(backend, str | tuple):
+        raise TypeError(f"backend must be a name or 'auto', not {backend!r}")
+    names = backend
+    if backend == "auto":
+        names = tuple(name for name in order(call) if name in BACKENDS)
+    elif isinstance(backend, str):
+        names = (backend,)
+    reasons = []
+    for name in names:
+        if name not in BACKENDS:
+            known = ", ".join(["auto", *BACKENDS])
+            raise ValueError(f"backend is {name!r}; it must be one of {known}")
+        reason = BACKENDS[name].refusal(call)
+        if reason is None:
+            return BACKENDS[name]
+        reasons.append(f"backend {name!r} cannot serve this call: {reason}")
+    raise ValueError("; ".join(reasons))
+
+
+# ---------------------------------------------------------------- calls like one served before
+
+Result = tuple[Tensor, Tensor | None]
+Served = tuple[Backend, Callable[..., Result]]
+_served: dict[tuple, Served] = {}  # by signature: who serves such calls, and how
+OPTIONS = (
+    "scale", "output_final_state", "use_qk_l2norm_in_kernel", "use_gate_in_kernel",
+    "use_beta_sigmoid_in_kernel", "allow_neg_eigval", "safe_gate", "lower_bound", "state_v_first",
+    "chunk_size", "recurrent",
+)  # fmt: skip
+SIGNATURES = 4096  # then all are forgotten: lengths may differ in every call
+
+
+def signature(tensors: tuple, options: tuple) -> tuple[tuple | None, list[int]]:
+    """All that checks, choice and launch depend on, and the tensors' addresses.
+
+    None instead when values have to be looked at, autograd has to be served, or it is no proper call.
+    """
+    key: list = [options, tuple(map(type, options))]  # True == 1 == 1.0, which are not alike here
+    addresses = []
+    try:
+        if looks_at_values(tensors[0]):
+            return None, []
+        for x in tensors:
+            if x is None:
+                key.append(None)
+                addresses.append(0)
+                continue
+            address = x.data_ptr()
+            addresses.append(address)
+            key += (
+                x.shape, x.is_contiguous() or x.stride(), x.dtype, x.get_device(),
+                address % 256,  # no copy engine or vector load asks for more
+            )  # fmt: skip
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+            return None, []
+        hash(options)
+    except (AttributeError, TypeError, RuntimeError):  # check_call has the words for it
+        return None, []
+    return tuple(key), addresses
+
+
+def serve(
+    tensors: tuple, options: tuple, backend: str | tuple[str, ...] = "auto"
+) -> Callable[[], Result]:
+    """A checked call and a backend for it, ready to run.
+
+    tensors: q, k, v, g, beta, A_log, dt_bias, cu_seqlens, initial_state, and o and final_state to
+        write into, contiguous and like the results, or None for new ones.
+    options: values of OPTIONS.
+
+    Raises ValueError or TypeError naming the argument, or when no backend asked for serves the call.
+    """
+    key, addresses = signature(tensors, (*options, backend))
+    found = None if key is None else _served.get(key)
+    if found is not None and BACKENDS.get(found[0].name) is found[0]:
+        return partial(found[1], tensors, addresses)
+    q, k, v, g, beta, A_log, dt_bias, cu_seqlens, initial_state, o, final_state = tensors
+    call = check_call(
+        q, k, v, g, beta, initial_state=initial_state, cu_seqlens=cu_seqlens, A_log=A_log,
+        dt_bias=dt_bias, **dict(zip(OPTIONS, options, strict=True)),
+    )  # fmt: skip
+    chosen = choose(call, backend)
+    prepared = None if key is None else chosen.prepare(call)
+    if key is None or prepared is None:
+        return partial(_run_into, o, final_state, chosen, call)
+    if len(_served) >= SIGNATURES:
+        _served.clear()
+    _served[key] = (chosen, prepared)
+    return partial(prepared, tensors, addresses)
+
+
+def _run_into(o: Tensor | None, final_state: Tensor | None, backend: Backend, call: Call) -> Result:
+    results = backend.run(call)
+    if o is not None:
+        o.copy_(results[0])
+    if final_state is not None and results[1] is not None:
+        final_state.copy_(results[1])
+    return results
 
 
 def chunk_kda(
@@ -96,12 +195,13 @@ def chunk_kda(
 
     Source: Kimi Linear, arXiv 2510.26692; argument names of flash-linear-attention.
     """
-    call = check_call(
-        q, k, v, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel,
-        use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval, safe_gate, lower_bound,
-        state_v_first, cu_seqlens, A_log, dt_bias, chunk_size,
+    tensors = (q, k, v, g, beta, A_log, dt_bias, cu_seqlens, initial_state, None, None)
+    options = (
+        scale, output_final_state, use_qk_l2norm_in_kernel, use_gate_in_kernel,
+        use_beta_sigmoid_in_kernel, allow_neg_eigval, safe_gate, lower_bound, state_v_first,
+        chunk_size, False,
     )  # fmt: skip
-    return choose(call, backend).run(call)
+    return serve(tensors, options, backend)()
 
 
 def fused_recurrent_kda(
@@ -129,9 +229,9 @@ def fused_recurrent_kda(
 
     Arguments, result and errors are those of `chunk_kda`, without `chunk_size`.
     """
-    call = check_call(
-        q, k, v, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel,
-        use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval, safe_gate, lower_bound,
-        state_v_first, cu_seqlens, A_log, dt_bias, recurrent=True,
+    tensors = (q, k, v, g, beta, A_log, dt_bias, cu_seqlens, initial_state, None, None)
+    options = (
+        scale, output_final_state, use_qk_l2norm_in_kernel, use_gate_in_kernel,
+        use_beta_sigmoid_in_kernel, allow_neg_eigval, safe_gate, lower_bound, state_v_first, None, True,
     )  # fmt: skip
-    return choose(call, backend).run(call)
+    return serve(tensors, options, backend)()

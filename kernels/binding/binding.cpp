@@ -17,6 +17,38 @@ namespace py = pybind11;
 
 namespace {
 
+/* Takes the values of a Python tuple one after another. */
+class Reader {
+  py::tuple values;
+  size_t at = 0;
+
+ public:
+  explicit Reader(py::tuple t) : values(std::move(t)) {}
+
+  template <class T>
+  void operator()(T &field) {
+    if (at == values.size()) throw py::value_error("too few values for kda_args");
+    PyObject *value = PyTuple_GET_ITEM(values.ptr(), at++);
+    if constexpr (std::is_floating_point_v<T>)
+      field = static_cast<T>(PyFloat_AsDouble(value));
+    else if constexpr (std::is_pointer_v<T>)
+      field = reinterpret_cast<T>(static_cast<uintptr_t>(PyLong_AsLongLong(value)));
+    else
+      field = static_cast<T>(PyLong_AsLongLong(value));
+    if (PyErr_Occurred()) throw py::error_already_set();
+  }
+  void operator()(kda_tensor &t) {
+    (*this)(t.data);
+    (*this)(t.stride_batch);
+    (*this)(t.stride_token);
+    (*this)(t.stride_head);
+    (*this)(t.dtype);
+  }
+  void end() const {
+    if (at != values.size()) throw py::value_error("too many values for kda_args");
+  }
+};
+
 /* One rung's library: stays loaded until the process ends, since captured CUDA graphs may hold its code. */
 struct Library {
   std::string rung;
@@ -64,37 +96,16 @@ struct Library {
     }
     throw std::runtime_error(who + " returned the unknown status " + std::to_string(status));
   }
-};
 
-/* Takes the values of a Python tuple one after another. */
-class Reader {
-  py::tuple values;
-  size_t at = 0;
-
- public:
-  explicit Reader(py::tuple t) : values(std::move(t)) {}
-
-  template <class T>
-  void operator()(T &field) {
-    if (at == values.size()) throw py::value_error("too few values for kda_args");
-    PyObject *value = PyTuple_GET_ITEM(values.ptr(), at++);
-    if constexpr (std::is_floating_point_v<T>)
-      field = static_cast<T>(PyFloat_AsDouble(value));
-    else if constexpr (std::is_pointer_v<T>)
-      field = reinterpret_cast<T>(static_cast<uintptr_t>(PyLong_AsLongLong(value)));
-    else
-      field = static_cast<T>(PyLong_AsLongLong(value));
-    if (PyErr_Occurred()) throw py::error_already_set();
-  }
-  void operator()(kda_tensor &t) {
-    (*this)(t.data);
-    (*this)(t.stride_batch);
-    (*this)(t.stride_token);
-    (*this)(t.stride_head);
-    (*this)(t.dtype);
-  }
-  void end() const {
-    if (at != values.size()) throw py::value_error("too many values for kda_args");
+  /* Runs `like` with other addresses, in the order of `Prepared` in call.py. */
+  void run_again(const kda_args &like, py::tuple addresses) const {
+    kda_args a = like;
+    Reader read(std::move(addresses));
+    read(a.q.data), read(a.k.data), read(a.v.data), read(a.g.data), read(a.beta.data);
+    read(a.A_log), read(a.dt_bias), read(a.cu_seqlens), read(a.initial_state);
+    read(a.o.data), read(a.final_state), read(a.workspace), read(a.stream);
+    read.end();
+    run(a);
   }
 };
 
@@ -154,7 +165,8 @@ PYBIND11_MODULE(_binding, m) {
              return reason ? py::cast(reason) : py::none();
            })
       .def("workspace_bytes", [](const Library &l, const kda_args &a) { return l.workspace_bytes(&a); })
-      .def("forward", &Library::run);
+      .def("forward", &Library::run)
+      .def("forward_again", &Library::run_again);
 
   m.def("load", [](const std::string &path, const std::string &rung) { return Library(path, rung); });
 }
