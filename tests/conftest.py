@@ -10,7 +10,10 @@ from kda_lab.native import toolchain
 _progress = tempfile.TemporaryDirectory(prefix="kda-lab-progress-")
 os.environ["KDA_LAB_PROGRESS"] = _progress.name  # before any test starts a process of its own
 
-COMPILES = ("kernels/test_abi.py", "kernels/test_build.py", "kernels/test_cpu.py", "kernels/test_machine_code.py")
+COMPILES = (
+    "kernels/test_abi.py", "kernels/test_build.py", "kernels/test_cpu.py", "kernels/test_machine_code.py",
+    "kernels/test_prepared.py",
+)  # fmt: skip
 
 
 def without_compiler() -> str | None:
