@@ -5,8 +5,8 @@
 //            16-byte state loads before anything else; a fifth warp meanwhile computes gate, norm and
 //            beta; then two dot products, the update, and the stores.
 // Changed    from v1: no chunks, no staging; a block for each slab of columns of a head, many small blocks
-//            an SM. The two roles never share a register. Caches of slots: sequence n keeps its state in
-//            slot state_indices[n].
+//            an SM. The two roles never share a register. On Hopper, many heads with fp32 states in [V,K] wait in
+//            shared memory instead (bulk.cuh). Caches of slots: sequence n keeps its state in slot state_indices[n].
 // Predicted  Per SM at least 16 KB of loads in flight saturate memory (3 TB/s * 0.7 us / 132 SMs); here a
 //            block holds 16 KB and four to six fit an SM. 90 % of copy bandwidth once B * H >= 1024; B = 1,
 //            H = 32 is one 16 KB block for each SM: launch plus two memory latencies, 4 to 5 us.
@@ -18,139 +18,16 @@
 //            its o is 0. Two sequences with one slot race: whose state remains is undefined, element by
 //            element in 16-byte pieces; o of both is computed from what each happened to read.
 
-#include "../common/host.h"
-#include "../common/warp.cuh"
+#include <atomic>
+
+#include "bulk.cuh"
+#include "feed.cuh"
 
 namespace {
 
+using namespace kda::decode;
+
 constexpr int kMaxTokens = 8;     // without cu_seqlens: a longer sequence is v1's
-constexpr int kFeeder = 32;       // threads that only activate tokens
-
-// 16 bytes of state: 4 fp32 or 8 bf16 numbers. Streaming: the state is touched once and never fits L2.
-template <typename T>
-struct Vec;
-
-template <>
-struct Vec<float> {
-  static constexpr int N = 4;
-  using Raw = float4;
-  __device__ static void unpack(Raw raw, float *x) {
-    x[0] = raw.x, x[1] = raw.y, x[2] = raw.z, x[3] = raw.w;
-  }
-  __device__ static Raw pack(const float *x) { return make_float4(x[0], x[1], x[2], x[3]); }
-};
-
-template <>
-struct Vec<uint16_t> {  // bf16
-  static constexpr int N = 8;
-  using Raw = uint4;
-  __device__ static void unpack(Raw raw, float *x) {
-    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      x[2 * i] = __uint_as_float(words[i] << 16);
-      x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    }
-  }
-  __device__ static Raw pack(const float *x) {
-    uint32_t words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      words[i] = kda::float_to_bf16(x[2 * i]) | uint32_t(kda::float_to_bf16(x[2 * i + 1])) << 16;
-    return make_uint4(words[0], words[1], words[2], words[3]);
-  }
-};
-
-// 16 bytes at element i of a state buffer.
-template <typename T>
-__device__ typename Vec<T>::Raw load_16(const void *state, int64_t i) {
-  using Raw = typename Vec<T>::Raw;
-  return __ldcs(reinterpret_cast<const Raw *>(static_cast<const T *>(state) + i));
-}
-
-template <typename T>
-__device__ void store_16(void *state, int64_t i, const float *x) {
-  using Raw = typename Vec<T>::Raw;
-  __stcs(reinterpret_cast<Raw *>(static_cast<T *>(state) + i), Vec<T>::pack(x));
-}
-
-// Where a block works: sequence n, value head hv, its slab of columns, its slot of the state buffers.
-struct Place {
-  int n, hv, h, slab;
-  int64_t slot;
-  bool skipped;
-  kda::Span span;
-};
-
-__device__ Place place_of(const kda_args &a, int slabs) {
-  Place p;
-  p.slab = blockIdx.x % slabs;
-  p.hv = blockIdx.x / slabs % a.heads_v;
-  p.n = blockIdx.x / slabs / a.heads_v;
-  p.h = p.hv / (a.heads_v / a.heads_qk);
-  p.slot = a.state_indices ? a.state_indices[p.n] : p.n;
-  p.skipped = a.state_indices && (p.slot < 0 || p.slot >= a.state_slots);
-  p.span = kda::span_of(a, p.n);
-  return p;
-}
-
-// Two tokens in shared memory: the feeder writes one while the others read the other.
-template <int K, int COLUMNS>
-struct Feed {
-  kda::Token<K> token[2];
-  float v[2][COLUMNS];
-  float beta[2];
-  float qk[2];
-};
-
-// The two roles meet here from different branches, where barrier 0 (__syncthreads) may not be used.
-template <int THREADS>
-__device__ void meet() {
-  asm volatile("barrier.sync 1, %0;" ::"n"(THREADS) : "memory");
-}
-
-// The last warp's whole life: activate token after token. The barrier that publishes token t also says
-// that token t - 1 may be read no more once token t + 1 is written, so one barrier a token is enough;
-// BARRIERS is how many the readers' loop has.
-template <int BARRIERS, int THREADS, int K, int COLUMNS>
-__device__ void feed_tokens(const kda_args &a, const Place &p, Feed<K, COLUMNS> &feed) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll 1
-  for (int64_t t = p.span.begin; t < p.span.end; ++t) {
-    // Every load first: one trip to memory, beside the state's
-    kda::RawToken<K> raw = {kda::row_of(a.q, p.span.b, t, p.h), kda::row_of(a.k, p.span.b, t, p.h),
-                            kda::row_of(a.g, p.span.b, t, p.hv)};
-    const kda::Row v = kda::row_of(a.v, p.span.b, t, p.hv);
-    const kda::Row beta = kda::row_of(a.beta, p.span.b, t, p.hv);
-    uint32_t v_bits[(COLUMNS + 31) / 32], beta_bits[1];
-    raw.load(K, lane);
-    v.bits(p.slab * COLUMNS + lane, a.dim_v, v_bits);
-    beta.bits(0, 1, beta_bits);
-    const kda::Gate gate = kda::gate_of(a, p.hv);
-    float bias[K / 32];
-    kda::load_bias<K>(gate, K, lane, bias);
-
-    const int i = (t - p.span.begin) % 2;
-    const float qk = kda::activate<K>(a, gate, bias, raw, lane, &feed.token[i]);
-#pragma unroll
-    for (int x = lane; x < COLUMNS; x += 32) feed.v[i][x] = v.value(v_bits[x / 32]);
-    if (lane == 0) {
-      feed.beta[i] = kda::activate_beta(a.beta_kind, beta.value(beta_bits[0]));
-      feed.qk[i] = qk;
-    }
-    for (int j = 0; j < BARRIERS; ++j) meet<THREADS>();
-  }
-}
-
-// o = 0 for columns [first, first + columns) of tokens [begin, end): skipped sequences, rows of none.
-__device__ void zero_o(const kda_args &a, const Place &p, int64_t begin, int64_t end, int first,
-                       int columns) {
-#pragma unroll 1
-  for (int64_t t = begin; t < end; ++t)
-#pragma unroll 1
-    for (int x = first + threadIdx.x; x < min(first + columns, a.dim_v); x += blockDim.x)
-      kda::store(a.o, kda::row(a.o, p.span.b, t, p.hv) + x, 0.0f);
-}
 
 // ---- [V,K]: a row of the buffer is a column of S, its channels contiguous. LANES lanes share a row.
 template <typename T, int K_>
@@ -361,13 +238,39 @@ __global__ void __launch_bounds__(S::kThreads + kFeeder, S::kBlocksPerSM)
     store_16<T>(a.final_state, base + int64_t(c0 + r * S::kStride) * a.dim_v, s[r]);
 }
 
+// Multiprocessors of the current device if it is Hopper or later, else 0. Asked once for each device.
+int hopper_sms() {
+  static std::atomic<int> known[64];  // 1 + the answer
+  int device = 0, major = 0, sms = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= 64) return 0;
+  if (const int answer = known[device]) return answer - 1;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  known[device] = 1 + (major >= 9 ? sms : 0);
+  return known[device] - 1;
+}
+
+// More slabs than decode_v_first holds at once. Fewer all start together, and registers are nearer than shared memory.
+template <class S>
+bool bulk_pays(int64_t blocks) {
+  const int sms = hopper_sms();
+  return sms > 0 && blocks > int64_t(S::kBlocksPerSM) * sms;
+}
+
 template <typename T, int K>
 kda_status run(const kda_args *a) {
   if (a->state_v_first) {
     using S = VFirst<T, K>;
     const int slabs = (a->dim_v + S::kBlockRows - 1) / S::kBlockRows;
-    return kda::launch(decode_v_first<T, S>, a->sequences * a->heads_v * slabs, S::kThreads + kFeeder,
-                       0, a->stream, "decode", *a, slabs);
+    const int64_t blocks = a->sequences * a->heads_v * slabs;
+    if constexpr (sizeof(T) == 4) {
+      using B = Bulk<K>;
+      static_assert(B::kBlockRows == S::kBlockRows && B::kThreads == S::kThreads, "the same blocks, held differently");
+      if (bulk_pays<S>(blocks))
+        return kda::launch(decode_bulk<B>, blocks, B::kThreads + kFeeder, sizeof(BulkShared<B>), a->stream, "decode", *a,
+                           slabs);
+    }
+    return kda::launch(decode_v_first<T, S>, blocks, S::kThreads + kFeeder, 0, a->stream, "decode", *a, slabs);
   }
   using S = KFirst<T, K>;
   const int slabs = (a->dim_v + S::kBlockCols - 1) / S::kBlockCols;
