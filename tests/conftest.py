@@ -1,10 +1,12 @@
 """What every test shares: nobody's progress, one thread for each worker, and what needs a compiler."""
 
 import os
+import re
 import tempfile
 
 import pytest
 
+from kda_lab.grading import source
 from kda_lab.native import toolchain
 
 _progress = tempfile.TemporaryDirectory(prefix="kda-lab-progress-")
@@ -14,6 +16,12 @@ COMPILES = (
     "kernels/test_abi.py", "kernels/test_build.py", "kernels/test_cpu.py", "kernels/test_machine_code.py",
     "kernels/test_prepared.py",
 )  # fmt: skip
+CUDA = [key for key, file in source.exercise_files().items() if file.cuda]
+
+
+def compiles(item: pytest.Item) -> bool:
+    """Whether a test needs a compiler: those of whole files, and of the CUDA exercises."""
+    return item.path.as_posix().endswith(COMPILES) or bool(re.search(rf"\[({'|'.join(CUDA)})\b", item.name))
 
 
 def without_compiler() -> str | None:
@@ -32,14 +40,14 @@ def pytest_configure(config):
 
 def pytest_report_header(config):
     if reason := without_compiler():
-        return f"left out, as nothing can be compiled here: {', '.join(COMPILES)} ({reason})"
+        return f"left out, as nothing can be compiled here: {', '.join([*COMPILES, *CUDA])} ({reason})"
     return None
 
 
 def pytest_collection_modifyitems(config, items):
     """A course without a compiler is a whole course: what compiles is left out and named, not skipped."""
     if without_compiler():
-        out = [item for item in items if item.path.as_posix().endswith(COMPILES)]
+        out = [item for item in items if compiles(item)]
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in out]
 

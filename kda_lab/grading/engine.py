@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kda_lab.grading import worker
 from kda_lab.grading.runner import EXERCISE_SECONDS, Gone, Late, Local, Raised, Reply, Value
 from kda_lab.grading.source import (
     ExerciseFile,
@@ -183,7 +184,7 @@ def nearest(exercise: Exercise, said: Statement, runner: Runner) -> Mutant | Non
         if isinstance(reply, Gone | Late):
             return None
         trials.append((args, reply))
-    if not any(isinstance(reply, Value) for _, reply in trials):
+    if not any(isinstance(reply, Value) or telling(reply) for _, reply in trials):
         return None
 
     def away(function, limit: float) -> float:
@@ -206,6 +207,8 @@ def nearest(exercise: Exercise, said: Statement, runner: Runner) -> Mutant | Non
 def apart(exercise: Exercise, args: tuple, a: Reply, b: Reply) -> float:
     """How far two answers to the same arguments are from each other, 0 to 1."""
     if not (isinstance(a, Value) and isinstance(b, Value)):
+        if isinstance(a, Raised) and isinstance(b, Raised) and (telling(a) or telling(b)):
+            return 1.0 if a.kind != b.kind else 0.0 if a.text == b.text else NEAR / 2
         return 0.0 if type(a) is type(b) else 1.0
     if changed(args, a.after) != changed(args, b.after):
         return 1.0
@@ -216,6 +219,14 @@ def apart(exercise: Exercise, args: tuple, a: Reply, b: Reply) -> float:
     if first.keys() != second.keys():
         return 1.0
     return max((leaf_apart(x, second[path]) for path, x in first.items()), default=0.0)
+
+
+FAULTS = {fault.__name__ for fault in worker.FAULTS.values()}
+
+
+def telling(reply: Reply) -> bool:
+    """Whether an error says by its kind which mistake it was: what a watched kernel did."""
+    return isinstance(reply, Raised) and reply.kind in FAULTS
 
 
 def changed(args: tuple, after: tuple) -> list[str]:

@@ -65,17 +65,6 @@ def learner_file(exercise_id: str) -> tuple[source.ExerciseFile, str]:
         return file, file.stub
 
 
-def function_source(text: str, name: str) -> str | None:
-    """The text of one top-level function, or None when there is none or it does not parse."""
-    try:
-        nodes = [
-            n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == name
-        ]
-    except (SyntaxError, ValueError):
-        return None
-    return ast.get_source_segment(text, nodes[-1]) if nodes else None
-
-
 def judge(exercise_id: str) -> Verdict:
     """Grade one exercise as it stands on disk, and keep the verdict."""
     said = source.statement(exercise_id)
@@ -110,7 +99,7 @@ def show_verdict(v: Verdict) -> Shown:
         text.append("Your code printed:\n" + v.printed)
         parts.append(f"<p>Your code printed:</p>{pre(v.printed)}")
     if v.status == "passed":
-        own = function_source(learner_file(v.id)[1], said.name) or ""
+        own = source.function_text(learner_file(v.id)[1], file.suffix, said.name) or ""
         model = clean(said.source)
         text += [said.why, "The model solution:", model]
         parts.append(f"<p>{html.escape(said.why)}</p>")

@@ -12,15 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kda_lab.grading import worker
-from kda_lab.grading.source import PACKAGE, course_files
+from kda_lab.grading.source import PACKAGE, ExerciseFile, course_files, exercise_file, function_text
 from kda_lab.native.build import cache_dir
+from kda_lab.native.toolchain import Unbuildable
 
 FILE_SECONDS = 90  # for one exercise file, so that its verdict is there within 120
 EXERCISE_SECONDS = 20
@@ -45,6 +46,9 @@ class Raised:
     where: str = ""
     missing: bool = False
     printed: str = ""
+    at: tuple[
+        int, ...
+    ] = ()  # of a CUDA exercise: line, and offsets of the code and of shared memory
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,12 @@ class Submission:
         self.socket: socket.socket | None = None
         self.trouble: Reply | None = None  # why the file cannot be used at all
         self.names: list[str] = []
-        self.apart = False
+        self.apart = self.confined = False
+        self.cuda: ExerciseFile | None = None
+        if filename.endswith(".cu"):
+            self.cuda = exercise_file(filename.split("_")[0])
+        self.text = ""
+        self.library: Path | None = None
 
     def __enter__(self) -> "Submission":
         return self
@@ -187,6 +196,9 @@ class Submission:
             return Gone(f"{self.filename} cannot be read: {type(e).__name__}")
         if len(text) > 1 << 19:
             return Gone(f"{self.filename} is larger than half a megabyte")
+        self.text = text
+        if self.cuda is not None and (trouble := self.compile()):
+            return trouble
         ours, theirs = socket.socketpair()
         hidden = [
             PACKAGE,
@@ -203,6 +215,8 @@ class Submission:
             "seconds": FILE_SECONDS,
             "namespaces": self.namespaces,
         }
+        if self.library is not None:
+            job["library"] = str(self.library)
         with theirs:
             if not handed_over(job, theirs.fileno()):
                 ours.close()
@@ -211,9 +225,25 @@ class Submission:
         reply = self._answer(min(EXERCISE_SECONDS, self.left()))
         if isinstance(reply, dict) and "names" in reply:
             self.names, self.apart = reply["names"], bool(reply.get("apart"))
+            self.confined = bool(reply.get("confined"))
             return None
         self.stop()
         return self._reply(reply)
+
+    def compile(self) -> Reply | None:
+        """Make a library of a CUDA file; None when it stands, else what happened."""
+        from kda_lab.grading.cuda import compile as cuda
+
+        assert self.cuda is not None
+        try:
+            names = [said.name for said in self.cuda.statements.values()]
+            text = cuda.learners_text(self.filename, self.text, self.cuda.text, names)
+            self.library = cuda.library("yours", self.filename, text, learners=True)
+        except cuda.Refused as e:
+            return Raised("CompileError", str(e))
+        except Unbuildable as e:
+            return Gone(f"{self.filename} cannot be compiled here: {e}")
+        return None
 
     def _holds(self, hidden: Path) -> bool:
         return self.folder.is_relative_to(hidden.resolve())
@@ -232,10 +262,42 @@ class Submission:
         """The reply to one call. After trouble the next call starts a fresh child."""
         if self.trouble is None and self.socket is None:
             self.trouble = self.start()
+        if self.cuda is not None:
+            return self.launch(self.cuda, name, args, seconds)
         if self.trouble is not None:
             return self.trouble
         if name not in self.names:
             return Gone(f"{self.filename} has no function {name}")
+        return self.ask(name, args, seconds)
+
+    def launch(self, file: ExerciseFile, name: str, args: tuple, seconds: float) -> Reply:
+        """The reply of a CUDA exercise: its results from the arrays that the kernel left."""
+        from kda_lab.grading.cuda import compile as cuda
+        from kda_lab.grading.cuda.variants import Prepared, of
+
+        exercise_id = f"{file.key}.{name}"
+        if self.trouble is not None:
+            stub = function_text(file.stub, file.suffix, name)
+            if self.text and function_text(self.text, file.suffix, name) == stub:
+                return Raised("NotImplementedError", "not attempted", missing=True)
+            return self.trouble
+        prepared = Prepared(of(exercise_id), file.text, args)
+        request = (prepared.shape, prepared.parameters, prepared.values)
+        reply = self.ask(prepared.launch.kernel, request, seconds)
+        if isinstance(reply, Value):
+            if len(reply.after) != len(prepared.values):
+                return Gone("your code disturbed the grader's channel")
+            return replace(
+                reply, value=prepared.results(reply.after), after=prepared.after(reply.after)
+            )
+        if isinstance(reply, Raised) and self.library is not None:
+            return replace(
+                reply, where=cuda.where(self.library, self.filename, self.text, reply.at)
+            )
+        return reply
+
+    def ask(self, name: str, args: tuple, seconds: float) -> Reply:
+        """Send one call to the child and wait for its reply."""
         assert self.socket is not None
         try:
             self.socket.settimeout(max(0.001, min(seconds, self.left())))
@@ -272,7 +334,8 @@ class Submission:
             if isinstance(reply.get("raised"), str):
                 text, where = str(reply.get("text", ""))[:600], str(reply.get("where", ""))[:300]
                 missing = reply.get("missing") is True
-                return Raised(reply["raised"][:80], text, where, missing, printed)
+                at = tuple(x if type(x := reply.get(k)) is int else -1 for k in worker.AT)
+                return Raised(reply["raised"][:80], text, where, missing, printed, at)
         return Gone("your code disturbed the grader's channel")
 
 

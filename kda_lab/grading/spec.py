@@ -73,6 +73,37 @@ class Trial:
 Judge = Callable[[Trial], Problem | None]
 
 
+# ---- CUDA exercises: how a case's arguments become a kernel launch -----------------------------------
+
+
+class Out:
+    """An array that a kernel fills: NaN (or -1) before the launch, a result after it."""
+
+    def __init__(self, *shape: int, dtype: torch.dtype = torch.float32):
+        self.shape, self.dtype = shape, dtype
+
+
+@dataclass(frozen=True)
+class InOut:
+    """An array that a kernel changes: a copy of `value` before the launch, a result after it."""
+
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch. grid, block: a number or (x, y, z); shared: bytes of dynamic shared memory.
+
+    args: in the order of the kernel's parameters: tensors and numbers that are only read, Out, InOut.
+    """
+
+    kernel: str
+    grid: int | tuple[int, ...]
+    block: int | tuple[int, ...]
+    args: tuple
+    shared: int = 0
+
+
 @dataclass(frozen=True)
 class Case:
     """One test. `make(draw)` gives the arguments; `judge` finds the problem or None.
@@ -111,6 +142,7 @@ class Exercise:
 
     fingerprint: where many answers are right, `fingerprint(args, value)` gives a list of facts by
     which wrong versions are told apart, in place of the raw outputs.
+    launch: of a CUDA exercise: the launch that a case's arguments ask for.
     """
 
     name: str
@@ -118,6 +150,7 @@ class Exercise:
     cases: list[Case]
     mutants: list[Mutant]
     fingerprint: Callable[[tuple, Any], list] | None = None
+    launch: Callable[..., Launch] | None = None
 
 
 # ---- judges ------------------------------------------------------------------------------------

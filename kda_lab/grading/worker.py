@@ -5,6 +5,9 @@ imports torch once and then waits; for every exercise file it forks a child, whi
 (`lock`) before it runs the first line of the learner's code. The child takes arguments and gives
 results as raw bytes; the grader, another process, compares them.
 
+A CUDA exercise comes as a library, compiled for the host (`cuda/runtime.cpp`). It is loaded before the
+lock, which runs none of its code, and called after it (`launch`).
+
 The lock has two layers. On Linux, where the kernel allows it, new user, mount, process and network
 namespaces: no other process exists, every file is read-only, and the library, the solutions and
 /proc are not there at all. Everywhere, an audit hook, which Python code cannot take out: no new
@@ -287,7 +290,10 @@ def blunt() -> torch.library.Library:
     gc.get_referents(storage.__dict__)[0]["from_file"] = staticmethod(no_file)
     ctypes.pythonapi.PyType_Modified(ctypes.py_object(storage))
     operators = torch.library.Library("aten", "IMPL")
-    for key in ("CPU", "BackendSelect"):  # whichever way it is called: Python, TorchScript, torch.ops
+    for key in (
+        "CPU",
+        "BackendSelect",
+    ):  # whichever way it is called: Python, TorchScript, torch.ops
         operators.impl("from_file", no_file, key)
     for loaded in [m for m in sys.modules if m.split(".")[0] in NO_IMPORT]:
         del sys.modules[loaded]
@@ -359,8 +365,50 @@ def guard(hidden: list[str], readable: list[str], keep: Any) -> None:
     sys.addaudithook(hook)
 
 
+# ---- the lock, for native code: no system call that it does not need -----------------------------------
+
+CALLS = {  # what a launch needs: its socket, memory, signals, the clock, the end
+    "x86_64": (0xC000003E, (
+        0, 1, 9, 10, 11, 12, 13, 14, 15, 20, 24, 25, 28, 35, 39, 44, 45, 46, 47, 60, 131, 186, 202, 228,
+        230, 231, 318,
+    )),
+    "aarch64": (0xC00000B7, (
+        63, 64, 66, 93, 94, 98, 113, 115, 124, 132, 134, 135, 139, 172, 178, 206, 207, 211, 212, 214, 215,
+        216, 222, 226, 233, 278,
+    )),
+}  # fmt: skip
+SET_SECCOMP, FILTER_MODE = 22, 2
+
+
+class Filter(ctypes.Structure):
+    _fields_ = [("count", ctypes.c_ushort), ("code", ctypes.c_void_p)]
+
+
+def confine() -> bool:
+    """Refuse (EPERM) every system call but those in CALLS; True where the kernel does it (Linux)."""
+    machine = os.uname().machine
+    if not sys.platform.startswith("linux") or machine not in CALLS:
+        return False
+    architecture, calls = CALLS[machine]
+    load, equal, give = 0x20, 0x15, 0x06
+    allow, refuse = 0x7FFF0000, 0x00050000 | 1
+    steps = [(load, 0, 0, 4), (equal, 1, 0, architecture), (give, 0, 0, refuse), (load, 0, 0, 0)]
+    for number in calls:
+        steps += [(equal, 0, 1, number), (give, 0, 0, allow)]
+    steps.append((give, 0, 0, refuse))
+    code = b"".join(struct.pack("HBBI", *step) for step in steps)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    c = libc()
+    c.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    filter = Filter(len(steps), ctypes.addressof(buffer))
+    return c.prctl(SET_SECCOMP, FILTER_MODE, ctypes.byref(filter), 0, 0) == 0
+
+
 def lock(job: dict) -> bool:
-    """Close every door; True when the namespaces hold. From here on only the learner's code and torch."""
+    """Close every door; True when the namespaces hold. From here on only the learner's code and torch.
+
+    Python code gets the audit hook; a library, which no hook sees, is confined by `serve_kernels`.
+    """
     apart = job["namespaces"] and separate(job["hidden"])
     os.chdir("/")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -368,6 +416,8 @@ def lock(job: dict) -> bool:
     resource.setrlimit(resource.RLIMIT_CPU, (job["seconds"] + 20, job["seconds"] + 20))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     os.environ.clear()
+    if "library" in job:
+        return apart
     hidden = [os.path.realpath(p) for p in job["hidden"]]
     roots = {os.path.dirname(p) for p in hidden if os.path.basename(p) == "kda_lab"}
     keep = [
@@ -377,6 +427,114 @@ def lock(job: dict) -> bool:
     sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
     guard(hidden, [os.path.realpath(job["folder"])], keep=blunt())
     return apart
+
+
+# ---- CUDA exercises: a kernel in a library -------------------------------------------------------------
+
+NUMBERS = {"int": ctypes.c_int32, "int64_t": ctypes.c_int64, "uint32_t": ctypes.c_uint32,
+           "float": ctypes.c_float, "double": ctypes.c_double, "bool": ctypes.c_bool}  # fmt: skip
+CHECKED = 1 << 22  # bytes of one array: its shadow is many times as large
+
+
+class Fault(Exception):
+    """What the host form found while a kernel ran. line: of the file, or 0; pc, shared: offsets, or -1."""
+
+    line, pc, shared = 0, -1, -1
+    printed = ""
+
+
+class OutOfBounds(Fault):
+    pass
+
+
+class DataRace(Fault):
+    pass
+
+
+class BarrierError(Fault):
+    pass
+
+
+class IntegerOverflow(Fault):
+    pass
+
+
+class Crash(Fault):
+    pass
+
+
+class Misuse(Fault):
+    pass
+
+
+AT = ("line", "pc", "shared")
+FAULTS = {2: OutOfBounds, 3: DataRace, 4: BarrierError, 5: IntegerOverflow, 6: Crash, 7: Misuse}
+
+
+class Argument(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p), ("bytes", ctypes.c_int64), ("item", ctypes.c_int32),
+        ("written", ctypes.c_int32), ("name", ctypes.c_char_p),
+    ]  # fmt: skip
+
+
+class Report(ctypes.Structure):
+    _fields_ = [
+        ("code", ctypes.c_int32), ("line", ctypes.c_int32), ("pc", ctypes.c_int64),
+        ("shared", ctypes.c_int64), ("text", ctypes.c_char * 600), ("printed", ctypes.c_char * 4000),
+    ]  # fmt: skip
+
+
+def launch(
+    library: ctypes.CDLL, kernel: str, shape: list[int], parameters: list, values: list
+) -> str:
+    """Run a kernel on the host; the tensors of `values` are left as the kernel leaves them.
+
+    shape: grid x y z, block x y z, bytes of dynamic shared memory. parameters: [name, type, written]
+    for each value, the type that of a number, or of an array's elements. Returns what the kernel
+    printed. Raises a Fault, or NotImplementedError for a stub.
+    """
+    arguments, report = (Argument * len(values))(), Report()
+    numbers: list[Any] = []  # alive until the call is over
+    for argument, (name, kind, written), value in zip(arguments, parameters, values, strict=True):
+        argument.name, argument.written = name.encode(), written
+        if isinstance(value, torch.Tensor):
+            argument.data, argument.item = value.data_ptr(), value.element_size()
+            argument.bytes = value.numel() * value.element_size()
+            if argument.bytes > CHECKED or not value.is_contiguous():
+                raise ValueError(f"{name} is too large or not contiguous")
+        else:
+            numbers.append(NUMBERS[kind](value))
+            argument.data, argument.bytes = ctypes.addressof(numbers[-1]), -1
+    library.kda_launch(
+        kernel.encode(), (ctypes.c_int64 * 7)(*shape), len(values), arguments, ctypes.byref(report)
+    )
+    printed = report.printed.decode(errors="replace")
+    if report.code == 0:
+        return printed
+    text = report.text.decode(errors="replace")
+    error = NotImplementedError(text) if report.code == 1 else FAULTS.get(report.code, Fault)(text)
+    if isinstance(error, Fault):
+        error.line, error.pc, error.shared = report.line, report.pc, report.shared
+        error.printed = printed
+    raise error
+
+
+def serve_kernels(sock: socket.socket, library: ctypes.CDLL, apart: bool) -> None:
+    """Answer launches until the grader hangs up."""
+    send(sock, pack({"names": [], "apart": apart, "confined": confine()}))
+    while True:
+        shape, parameters, values = (request := unpack(receive(sock)))["args"]
+        try:
+            printed = launch(library, request["name"], shape, parameters, values)
+            reply = pack({"value": None, "after": tuple(values), "printed": printed})
+        except Exception as e:
+            details = {k: getattr(e, k) for k in (*AT, "printed")} if isinstance(e, Fault) else {}
+            missing = isinstance(e, NotImplementedError)
+            reply = pack(
+                {"raised": type(e).__name__, "text": str(e), "missing": missing, **details}
+            )
+        send(sock, reply)
 
 
 # ---- one learner's file ----------------------------------------------------------------------------
@@ -419,6 +577,10 @@ def raised(error: BaseException, filename: str) -> dict:
 def serve(sock: socket.socket, job: dict) -> None:
     """Run the learner's file, then answer calls until the grader hangs up."""
     filename = os.path.join(job["folder"], job["filename"])
+    if "library" in job:
+        library = ctypes.CDLL(job["library"])
+        library.kda_launch.restype = None
+        serve_kernels(sock, library, lock(job))
     apart = lock(job)
     printed = sys.stdout = sys.stderr = Printed()
     module = ModuleType(job["filename"].removesuffix(".py"))
