@@ -192,6 +192,7 @@ class Prepared:
         self.state_shape = (call.N, call.HV, *axes) if call.output_final_state else None
         self.state_dtype = call.state_dtype
         self.device: int = call.q.get_device()  # -1: CPU
+        self.only_device = self.device < 0 or torch.cuda.device_count() == 1
 
     def __call__(
         self, tensors: tuple[Tensor | None, ...], addresses: list[int]
@@ -217,13 +218,12 @@ class Prepared:
             space = v.new_empty(self.workspace_bytes + WORKSPACE_ALIGNMENT, dtype=torch.uint8)
             address = space.data_ptr()
             address += -address % WORKSPACE_ALIGNMENT
-        if self.device < 0:
-            self.library.forward_again(self.args, (*addresses, address, 0))
-        elif self.device == torch.cuda.current_device():
-            self.library.forward_again(self.args, (*addresses, address, _stream(self.device)))
+        stream = 0 if self.device < 0 else _stream(self.device)
+        if self.only_device or self.device == torch.cuda.current_device():
+            self.library.forward_again(self.args, (*addresses, address, stream))
         else:
             with torch.cuda.device(self.device):
-                self.library.forward_again(self.args, (*addresses, address, _stream(self.device)))
+                self.library.forward_again(self.args, (*addresses, address, stream))
         return o, final_state
 
 
