@@ -80,6 +80,7 @@ def fwd(
         if o is None:
             out.copy_(results[0])
         if final_state is not None and state is None:
+            assert results[1] is not None
             final_state.copy_(results[1])
 
 

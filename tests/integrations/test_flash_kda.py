@@ -195,9 +195,14 @@ def test_kernels_write_where_they_are_told(monkeypatch):
     for final in (S, S.clone()):
         fwd(**a, initial_state=S, final_state=final)
         assert seen[-1][0] is a["out"] and seen[-1][1] is final
-    for out, final in ((a["v"], S), (a["out"], S.mT)):
-        ready = dict(out=out, initial_state=S, final_state=final)
-        with pytest.raises(TypeError):  # the fake returns None where it was given no target
+    pool = states(a, 3)
+    for ready in (
+        dict(out=a["v"]),
+        dict(initial_state=S, final_state=S.mT),
+        dict(initial_state=S.mT, final_state=S),
+        dict(example(B=2), initial_state=pool[:2], final_state=pool[1:]),
+    ):
+        with pytest.raises((TypeError, AssertionError)):  # the fake returns None where it was given no target
             fwd(**a | ready)
         assert any(x is None for x in seen[-1])
 
