@@ -67,5 +67,7 @@ def test_ldmatrix_refuses_bad_addresses():
         ldmatrix(memory, [0] * 5)
     with pytest.raises(ValueError, match="3 has 8"):
         ldmatrix(memory, [0, 0, 0, 8, 0, 0, 0, 0])
+    with pytest.raises(ValueError, match="0 has -16"):
+        ldmatrix(memory, [-16] + [0] * 7)
     with pytest.raises(ValueError, match="7 has 128"):
         ldmatrix(memory, [0] * 7 + [128])
