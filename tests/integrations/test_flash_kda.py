@@ -202,7 +202,9 @@ def test_kernels_write_where_they_are_told(monkeypatch):
         dict(initial_state=S.mT, final_state=S),
         dict(example(B=2), initial_state=pool[:2], final_state=pool[1:]),
     ):
-        with pytest.raises((TypeError, AssertionError)):  # the fake returns None where it was given no target
+        with pytest.raises(
+            (TypeError, AssertionError)
+        ):  # the fake returns None where it was given no target
             fwd(**a | ready)
         assert any(x is None for x in seen[-1])
 
