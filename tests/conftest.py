@@ -14,7 +14,7 @@ os.environ["KDA_LAB_PROGRESS"] = _progress.name  # before any test starts a proc
 
 COMPILES = (
     "kernels/test_abi.py", "kernels/test_build.py", "kernels/test_cpu.py", "kernels/test_machine_code.py",
-    "kernels/test_prepared.py",
+    "kernels/test_prepared.py", "grading/test_cuda.py",
 )  # fmt: skip
 CUDA = [key for key, file in source.exercise_files().items() if file.cuda]
 

@@ -94,6 +94,8 @@ def run_case(
             if missing:
                 text = f"Not attempted yet. For the first hint run: kda-lab hint {said.id}"
                 return Outcome(case.name, "not_attempted", text, printed)
+            if kind == "CompileError":
+                return Outcome(case.name, "error", f"it does not compile: {text}")
             what = f"[{case.name}] {kind}: {text}" if text else f"[{case.name}] {kind}"
             parts = [what, where, f"Try: {case.hint}"]
             return Outcome(case.name, "error", "\n".join(filter(None, parts)), printed)

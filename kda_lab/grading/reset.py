@@ -16,7 +16,7 @@ def reset(key: str) -> tuple[Path, Path | None]:
     if path.exists() and path.read_bytes() != file.stub.encode():
         folder = store.progress_folder() / "kept"
         folder.mkdir(parents=True, exist_ok=True)
-        kept = folder / f"{file.stem}-{datetime.now():%Y%m%d-%H%M%S-%f}.py"
+        kept = folder / f"{file.stem}-{datetime.now():%Y%m%d-%H%M%S-%f}{file.suffix}"
         kept.write_bytes(path.read_bytes())
     path.write_text(file.stub, encoding="utf-8")
     return path, kept

@@ -291,9 +291,9 @@ class Submission:
                 reply, value=prepared.results(reply.after), after=prepared.after(reply.after)
             )
         if isinstance(reply, Raised) and self.library is not None:
-            return replace(
-                reply, where=cuda.where(self.library, self.filename, self.text, reply.at)
-            )
+            text = cuda.with_names(self.library, reply.text, reply.at)
+            where = cuda.where(self.library, self.filename, self.text, reply.at)
+            return replace(reply, text=text, where=where)
         return reply
 
     def ask(self, name: str, args: tuple, seconds: float) -> Reply:

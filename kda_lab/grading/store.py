@@ -20,7 +20,7 @@ def course_folder() -> Path:
     """The folder that holds `exercises/`: here or above (a notebook runs in `notebooks/`)."""
     here = Path.cwd()
     for folder in (here, *here.parents):
-        if any((folder / "exercises").glob("ex[0-9][0-9]_*.py")):
+        if any((folder / "exercises").glob("ex[0-9][0-9]_*")):
             return folder
     return course_files("exercises").parent
 

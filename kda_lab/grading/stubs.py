@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kda_lab.grading.source import course_files, exercise_files, parse
+from kda_lab.grading.source import SUFFIXES, course_files, exercise_files, parse
 
 
 def write(folder: Path) -> list[Path]:
@@ -43,15 +43,15 @@ def drift(root: Path) -> list[str]:
     )
     if listed.returncode != 0:
         return []
-    names = [n for n in listed.stdout.split() if n.endswith(".py")]
+    names = [n for n in listed.stdout.split() if n.endswith(SUFFIXES)]
     problems = []
     for name in (n for n in names if n.startswith("solutions/ex")):
-        stem = Path(name).stem
-        stub = committed(root, f"exercises/{stem}.py")
+        target = f"exercises/{Path(name).name}"
+        stub = committed(root, target)
         if stub is None:
-            problems.append(f"exercises/{stem}.py is not committed: run kda-lab stubs")
-        elif stub != parse(stem, committed(root, name) or "").stub:
-            problems.append(f"exercises/{stem}.py does not follow from {name}: run kda-lab stubs")
+            problems.append(f"{target} is not committed: run kda-lab stubs")
+        elif stub != parse(Path(name).stem, committed(root, name) or "", Path(name).suffix).stub:
+            problems.append(f"{target} does not follow from {name}: run kda-lab stubs")
     for name in (n for n in names if n.startswith("exercises/ex")):
         if f"solutions/{Path(name).name}" not in names:
             problems.append(f"{name} has no solutions file")

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,9 +23,18 @@ from kda_lab.native.toolchain import Unbuildable
 
 HERE = Path(__file__).resolve().parent
 HEADER = '#include "kda_exercise.cuh"\n'
-PLAIN = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-w"]
-WATCHED = [*PLAIN, "-g1", "-ffp-contract=off", "-fno-omit-frame-pointer",
-           "-fsanitize=thread", "-fsanitize=bounds,signed-integer-overflow"]  # fmt: skip
+PLAIN = [
+    "-std=c++17",
+    "-O1",
+    "-fno-threadsafe-statics",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-w",
+]
+WATCHED = [*PLAIN, "-g1", "-ffp-contract=off", "-fstack-clash-protection",
+           "-fsanitize=thread", "-fsanitize=bounds,alignment,null,signed-integer-overflow"]  # fmt: skip
 COMPILE_SECONDS, COMPILE_MEMORY = 40, 3 << 30
 KEPT = 40  # libraries of learners' texts in the cache
 
@@ -161,7 +171,8 @@ def tool(command: list[str], folder: Path, given: str = "") -> str:
     if done.returncode:
         lines = [x for x in done.stderr.splitlines() if "error" in x or "multiple definition" in x]
         text = (lines or done.stderr.splitlines() or ["the compiler failed"])[0]
-        raise Refused(text.replace("<stdin>:", "").removeprefix(f"{folder}/")[:400])
+        text = re.sub(r"^the grader's part:[\d:]* error: (static assertion failed: )?", "", text)
+        raise Refused(text.replace(f"{folder}/", "")[:400])
     return done.stdout
 
 
@@ -171,6 +182,8 @@ def compiler() -> str:
             "CUDA exercises are checked on Linux; on Windows use WSL, on a Mac a Linux container "
             "or a hosted notebook"
         )
+    if not shutil.which("objcopy"):
+        raise Unbuildable("no objcopy; install binutils (Debian, Ubuntu: apt install binutils)")
     return toolchain.find_cxx()
 
 
@@ -250,7 +263,7 @@ def library(stem: str, what: str, text: str, learners: bool) -> Path:
     def make(folder: Path) -> Path:
         print(f"kda-lab: compiling {what} for the host, once ...", file=sys.stderr, flush=True)
         source = preprocessed(cxx, text, folder, learners)
-        command = [cxx, *WATCHED, "-fpreprocessed", "-x", "c++", "-c", "-", "-o", "exercise.o"]
+        command = [cxx, *WATCHED, "-x", "c++-cpp-output", "-c", "-", "-o", "exercise.o"]
         tool(command, folder, source)
         # Loading the library must run none of its code: its initialisers go.
         drop = [
@@ -314,13 +327,21 @@ def where(path: Path, filename: str, text: str, at: tuple[int, ...]) -> str:
     """A fault's place in words, for the learner. at: `worker.AT`, from the learner's process."""
     if len(at) != 3:
         return ""
-    line, pc, shared = at
+    line, pc, _ = at
     if line <= 0 and pc > 0:
         line = line_of(path, pc)
-    words = []
-    if shared >= 0 and (found := shared_name(path, shared)):
-        words.append(f"shared memory is {found[0]}, byte {found[1]}")
     lines = text.splitlines()
-    if 0 < line <= len(lines):
-        words.append(f"{filename} line {line}: {lines[line - 1].strip()}")
-    return "; ".join(words)
+    if not 0 < line <= len(lines):
+        return ""
+    return f"{filename} line {line}: {lines[line - 1].strip()}"
+
+
+def with_names(path: Path, words: str, at: tuple[int, ...]) -> str:
+    """A fault's words with the shared array's own name and index in place of those of the whole section."""
+    match = re.search(r"shared memory\[(\d+)\]", words)
+    found = shared_name(path, at[2]) if match and len(at) == 3 and at[2] >= 0 else None
+    if match is None or found is None:
+        return words
+    name, byte = found
+    item = at[2] // int(match[1]) if int(match[1]) else 1
+    return words.replace(match[0], f"{name}[{byte // max(1, item)}]")

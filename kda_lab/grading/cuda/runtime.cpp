@@ -192,6 +192,7 @@ void access(const void *address, int bytes, bool write, const void *pc) {
            here(), bytes, r.name, static_cast<long long>(byte), bytes);
     if (r.tracked) track(r, at, bytes, write, pc);
   } else if (at >= static_shared.base && at + bytes <= static_shared.base + static_shared.bytes) {
+    static_shared.item = bytes;
     track(static_shared, at, bytes, write, pc);
   }
 }
@@ -605,6 +606,11 @@ struct OverflowData {
   Where where;
   const Type *type;
 };
+struct PointerData {
+  Where where;
+  const Type *type;
+  unsigned char log_alignment, kind;
+};
 
 static long long value_of(const Type *type, unsigned long x) {
   const int bits = 1 << (type->info >> 1);
@@ -616,6 +622,14 @@ void __ubsan_handle_out_of_bounds(IndexData *data, unsigned long index) {
   if (running)
     stop(kOutOfBounds, data->where.line, nullptr, "%s uses index %lld of an array that is %s", here(),
          value_of(data->index, index), data->array->name);
+}
+void __ubsan_handle_type_mismatch_v1(PointerData *data, unsigned long pointer) {
+  if (!running) return;
+  if (!pointer) stop(kCrash, data->where.line, nullptr, "%s uses a null pointer", here());
+  const int alignment = 1 << data->log_alignment;
+  if (pointer % alignment)
+    stop(kMisuse, data->where.line, nullptr, "%s uses an address that is no multiple of %d as one of %s", here(),
+         alignment, data->type->name);
 }
 static void overflow(const OverflowData *data, unsigned long a, char sign, unsigned long b) {
   if (running)
