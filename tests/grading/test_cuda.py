@@ -235,7 +235,7 @@ def test_the_model_kernel_is_the_recurrence():
     """ex10's whole kernel against the fp64 oracle: the reference of these exercises is itself right."""
     exercise = source.exercises(FILE)["ex10.kda_naive"]
     for case in exercise.cases:
-        q, k, v, g, beta, S0, scale, threads = args = case.make(
+        q, k, v, g, beta, S0, scale, _ = args = case.make(
             engine.Draw(engine.fresh_seed(), case.dtype)
         )
         o, final = source.model("ex10.kda_naive")(*args)
