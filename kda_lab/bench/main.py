@@ -18,7 +18,7 @@ from kda_lab.bench import ledger, peers, sources
 from kda_lab.bench import workloads as wl
 from kda_lab.bench.gold import Heads, sample
 from kda_lab.bench.machine import Clocks, fingerprint, now
-from kda_lab.bench.timing import GpuTimer, Work, capture, gpu_ceilings, interleaved
+from kda_lab.bench.timing import GpuTimer, Work, capture, gpu_ceilings, host_us, interleaved
 from kda_lab.inputs import check_call
 from kda_lab.native.call import workspace_bytes
 from kda_lab.native.rungs import RUNGS
@@ -117,6 +117,10 @@ def measure(
                 no_graph[name] = reason
         graph_times = interleaved(timer, replays, args.milliseconds)
         eager_times = interleaved(timer, eager | their, args.milliseconds)
+        host = {
+            name: round(host_us(work, eager_times[name].median), 1)
+            for name, work in (eager | their).items()
+        }
     of_peers = {n: (graph_times.get(n) or eager_times[n]).median for n in their}
     for name, row in rows.items():
         graph = graph_times.get(name)
@@ -124,6 +128,7 @@ def measure(
             graph_ms=graph.median if graph else None, eager_ms=eager_times[name].median,
             spread=(graph or eager_times[name]).spread, floor_ms=w.floor_bytes / copy * 1e3,
             runs=len((graph or eager_times[name]).ms), peers=of_peers, gate=gate,
+            host_us=host[name], peers_host_us={n: host[n] for n in their},
         )  # fmt: skip
         if not graph:
             row["graph_error"] = no_graph.get(name, "not captured")
@@ -187,7 +192,7 @@ def show_ratios(rows: list[dict], missing: dict[str, str]) -> None:
         say(
             f"bench: {row['workload']:14s} {row['gate']:6s} {row['rung']:6s} {ratios}"
             f"  {ms / row['floor_ms']:6.1f} x floor  graph {ms:9.4f} ms  eager {row['eager_ms']:9.4f} ms"
-            f"  +-{row['spread']:.1%}  error {row['error']:.1e}"
+            f"  +-{row['spread']:.1%}  host {row['host_us']:.0f} us  error {row['error']:.1e}"
         )
     for name, reason in missing.items():
         say(f"bench:   {name} did not run: {reason[:150]}")

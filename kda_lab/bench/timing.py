@@ -96,6 +96,24 @@ def interleaved(
     return times
 
 
+def host_us(work: Work, gpu_ms: float, rounds: int = 7) -> float:
+    """Microseconds of host time that a call takes before it returns, its kernels still running.
+
+    The median of rounds that begin with an idle GPU, of few enough calls not to fill its queue and, by
+    gpu_ms (a call's time on the GPU), not to keep it busy for long.
+    """
+    calls = int(min(max(20 / gpu_ms, 1), 50))
+    rates = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            work()
+        rates.append((time.perf_counter() - start) / calls * 1e6)
+    torch.cuda.synchronize()
+    return statistics.median(rates)
+
+
 def gpu_ceilings() -> dict[str, float]:
     """Measured copy bandwidth (bytes read plus written a second) and bf16 matrix rate (FLOP a second)."""
     timer = GpuTimer()

@@ -1,6 +1,7 @@
 """What the bench computes from what it times; the timing itself needs a GPU."""
 
 import functools
+import time
 import types
 
 import pytest
@@ -101,6 +102,15 @@ def test_works_are_timed_in_turns_and_backwards_every_second_round():
     assert len(times["a"].ms) == 8 and times["b"].median == 2.0
 
 
+def test_host_time_is_that_of_a_call(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: time.sleep(0.01))  # never counted
+    calls = []
+    slow = timing.host_us(lambda: calls.append(time.sleep(0.002)), gpu_ms=5.0, rounds=3)
+    assert len(calls) == 3 * 4 and 2000 < slow < 8000
+    assert timing.host_us(lambda: calls.append(0), gpu_ms=100.0, rounds=3) < 1000
+    assert len(calls) == 3 * 4 + 3
+
+
 @pytest.fixture
 def no_cuda(monkeypatch):
     """`measure` on CPU tensors: the compiled cpu rung stands for a GPU's, and two peers are invented."""
@@ -144,6 +154,7 @@ def test_rows_of_one_workload(no_cuda, monkeypatch):
     auto = rows[1]
     assert auto["served_by"] in ("cpu", "chunked")
     assert auto["graph_ms"] == 5.0 and auto["peers"] == {"fla": 4.0}
+    assert auto["host_us"] > auto["peers_host_us"]["fla"] > 0
     assert auto["floor_ms"] == pytest.approx(w.floor_bytes / 3e9)
     assert auto["error"] < 1e-5 and auto["state_error"] < 1e-5
     machine = dict(
