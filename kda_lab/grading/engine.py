@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from kda_lab.grading import worker
-from kda_lab.grading.runner import EXERCISE_SECONDS, Gone, Late, Local, Raised, Reply, Value
+from kda_lab.grading.runner import (
+    EXERCISE_SECONDS,
+    Gone,
+    Late,
+    Local,
+    Raised,
+    Reply,
+    Submission,
+    Value,
+)
 from kda_lab.grading.source import (
     ExerciseFile,
     Statement,
@@ -54,6 +63,7 @@ class Verdict:
     hint_level: int = 0
     looks_like: str | None = None  # name of the nearest wrong version
     printed: str = ""
+    gpu: str = ""  # the GPU on which a CUDA exercise passed too
 
     def record(self) -> dict[str, Any]:
         keys = ("id", "status", "points", "max_points", "failed_test", "message", "hint_level")
@@ -147,13 +157,18 @@ def conclude(
     exercise: Exercise, said: Statement, runner: Runner, found: list[Outcome], hint_level: int = 0
 ) -> Verdict:
     """The verdict on the outcomes found."""
-    last = found[-1]
+    last, gpu = found[-1], ""
+    if last.status == "passed" and exercise.launch is not None and isinstance(runner, Submission):
+        last, gpu = on_the_gpu(exercise, said, runner, last)
     if last.status == "passed":
         return Verdict(
-            said.id, "passed", said.points, said.points, hint_level=hint_level, printed=last.printed
-        )
+            said.id, "passed", said.points, said.points, hint_level=hint_level,
+            printed=last.printed, gpu=gpu,
+        )  # fmt: skip
     message, looks_like = last.message, None
-    if last.status in ("failed", "error"):
+    if gpu:
+        message = f"On the host every case passes; on the {gpu}:\n{message}"
+    elif last.status in ("failed", "error"):
         near = nearest(exercise, said, runner)
         if near is not None:
             looks_like = near.name
@@ -169,6 +184,20 @@ def conclude(
         looks_like,
         last.printed,
     )
+
+
+def on_the_gpu(
+    exercise: Exercise, said: Statement, submission: Submission, host: Outcome
+) -> tuple[Outcome, str]:
+    """The outcome on this machine's GPU and its name; the host's outcome where there is none."""
+    from kda_lab.grading.cuda import gpu
+
+    name = gpu.here()
+    if name is None or submission.cuda is None:
+        return host, ""
+    with gpu.Gpu(submission.cuda, submission.text) as device:
+        found = list(outcomes(exercise, said, device))
+    return (host if found[-1].status == "passed" else found[-1]), name
 
 
 # ---- the nearest wrong version -------------------------------------------------------------------
@@ -263,8 +292,6 @@ def grade_file(
     file: ExerciseFile, folder: Path, hint_level=lambda exercise_id: 0
 ) -> Iterator[Verdict]:
     """Every exercise of one file of one submission."""
-    from kda_lab.grading.runner import Submission
-
     with Submission(folder, file.filename) as submission:
         for key, exercise in exercises(file).items():
             yield verdict(exercise, statement(key), submission, hint_level(key))

@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -71,11 +71,24 @@ def environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def compile_first(ids: list[str], submission: Path) -> None:
+    """Compile CUDA files before pytest hides what is printed; trouble comes up again as a verdict."""
+    from kda_lab.grading.cuda import variants
+    from kda_lab.native.toolchain import Unbuildable
+
+    for key in ids:
+        file = source.exercise_file(key)
+        if file.cuda and (submission / file.filename).is_file():
+            with suppress(Unbuildable, ValueError, ImportError):
+                variants.library(key)
+
+
 def run(
     targets: list[str], submission: Path, report: Callable[[Verdict], None] = lambda verdict: None
 ) -> list[Verdict]:
     """Grade a folder with pytest; one verdict for every exercise asked for."""
     ids = selected(targets)
+    compile_first(ids, submission)
     plugin = Plugin(ids, report)
     arguments = [
         "--noconftest", "-c", os.devnull, "--rootdir", str(source.PACKAGE), "--import-mode=importlib",
@@ -120,6 +133,8 @@ def line(verdict: Verdict) -> str:
     row = f"{status:13s} {verdict.points}/{verdict.max_points}  {verdict.id}"
     if verdict.hint_level:
         row += f"  ({verdict.hint_level} hint{'s' * (verdict.hint_level > 1)})"
+    if verdict.gpu:
+        row += f"  (on the host and on the {verdict.gpu})"
     if verdict.status in ("passed", "not_attempted"):
         return row
     return "\n".join([row, *(f"    {text}" for text in verdict.message.splitlines())])

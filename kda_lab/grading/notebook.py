@@ -85,6 +85,8 @@ def show_verdict(v: Verdict) -> Shown:
     said = source.statement(v.id)
     file = source.exercise_file(v.id)
     title = f"{v.id}: {TITLES[v.status]}, {v.points} of {v.max_points} points"
+    if v.status == "passed" and file.cuda:
+        title += f", on the host and on the {v.gpu}" if v.gpu else ", on the host"
     text, parts = [title], []
     if v.status == "not_attempted":
         line = f"Edit exercises/{file.filename}, about {said.minutes} minutes. A hint: kda-lab hint {v.id}"
