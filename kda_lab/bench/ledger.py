@@ -29,7 +29,7 @@ ROW_FIELDS = {
     "bench": TIMED,
     "trace": {"rung": TEXT, "workload": TEXT, "events": list},
     "profile": {"rung": TEXT, "workload": TEXT, "gate": TEXT, "dram_bytes": NUMBER},
-    "report": {"rung": TEXT, "case": TEXT, "status": TEXT},
+    "report": {"rung": TEXT, "part": TEXT, "case": TEXT, "status": TEXT},
     "micro": {"rung": TEXT, "direction": TEXT, "workload": TEXT, "value": NUMBER, "unit": TEXT},
     "cpu": {k: TIMED[k] for k in ("rung", "direction", "workload", "gate", "eager_ms", "spread", "floor_ms", "error")},
 }  # fmt: skip
@@ -231,6 +231,15 @@ def verdict(rung: str, entries: list[dict] | None = None) -> str | None:
     return None
 
 
+def drop_ins(entries: list[dict] | None = None) -> dict[tuple[str, str], dict]:
+    """The newest current row of each (part, case) of `kda-lab report`."""
+    return {
+        (row["part"], row["case"]): row | {"gpu": entry["gpu"], "date": entry["date"]}
+        for entry, row in current(("report",), entries)
+        if row["status"] != "not_run"
+    }
+
+
 def problems() -> list[str]:
     """Everything that `ledger check` fails for, one sentence each."""
     found, entries = [], []
@@ -247,6 +256,9 @@ def problems() -> list[str]:
         wrong = verdict(rung, entries)
         if wrong:
             found.append(f"rung {rung}: {wrong}")
+    for (part, case), row in drop_ins(entries).items():
+        if row["status"] == "failed":
+            found.append(f"drop-in {part}: {case}: failed on a GPU: {row.get('message', '')}")
     measured = {row["rung"] for _, row in current(("micro",), entries)}
     for name in sources.programs():
         if name not in measured:

@@ -177,6 +177,37 @@ def reports(_: Rows) -> str:
     return markdown(head, body)
 
 
+def drop_ins(_: Rows) -> str:
+    """Proofs of the drop-ins: cases served and left to the original, and how far from fp64 both are."""
+    rows = list(ledger.drop_ins().values())
+    if not rows:
+        return NOTHING
+    body, lines = [], []
+    for part, original in (("fla", "fla"), ("flash_kda", "FlashKDA")):
+        mine = [row for row in rows if row["part"] == part]
+        served = [row for row in mine if row["status"] in ("passed", "failed")]
+        passed = sum(row["status"] == "passed" for row in served)
+        worst = [
+            max((row[name] for row in served if name in row), default=None)
+            for name in ("error", "state_error", "their_error", "their_state_error", "apart")
+        ]
+        if mine:
+            cells = ["-" if x is None else f"{x:.1e}" for x in worst]
+            body.append([original, f"{passed} of {len(served)}", str(len(mine) - len(served)), *cells])
+    for row in rows:
+        if row["part"] == "model" and row["status"] == "passed":
+            lines.append(
+                f"An unmodified fla model ({row['case']}): logits {row['apart']:.1e} apart, "
+                f"{number(row['eager_ms'])} ms with our backend, {number(row['their_ms'])} ms without."
+            )
+    head = [
+        "in place of", "cases passed", "declined", "worst o", "worst state", "its worst o",
+        "its worst state", "farthest apart",
+    ]  # fmt: skip
+    what = f"Relative L2 to the fp64 recurrence. {recorded(rows)}"
+    return "\n\n".join([what, markdown(head, body), *lines])
+
+
 def micro(rows: Rows) -> str:
     """Microbenchmarks: what was measured, and what had been predicted."""
     mine = newest_gpu([row for row in rows if row["direction"] == "micro"])
@@ -240,6 +271,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "cpu": cpu,
     "reports": reports,
     "micro": micro,
+    "drop-ins": drop_ins,
 }
 
 
@@ -252,6 +284,7 @@ def everything(rows: Rows) -> str:
         "decode",
         "micro",
         "reports",
+        "drop-ins",
     ]
     found = [(name, TABLES[name](rows)) for name in names]
     return "\n\n".join(f"{name}\n\n{table}" for name, table in found if table != NOTHING) or NOTHING
