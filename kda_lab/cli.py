@@ -18,6 +18,7 @@ COMMANDS = {  # name: (module whose main(argv) -> exit status runs it, one-line 
     "gpu-check": ("kda_lab.bench.gpu_check", "run the correctness suite of every rung on this GPU"),
     "bench": ("kda_lab.bench.main", "time rungs and peers, or the CPU implementations"),
     "profile": ("kda_lab.bench.profile", "count the bytes a rung moves, with ncu"),
+    "trace": ("kda_lab.bench.trace", "record when each warp of a rung works and waits"),
     "report": ("kda_lab.bench.report", "prove on this GPU that the drop-ins are what they replace"),
     "ledger": ("kda_lab.bench.ledger", "check, show, tabulate or plot recorded measurements"),
 }

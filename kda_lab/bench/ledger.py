@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kda_lab.bench import sources
+from kda_lab.hopper import trace
 
 TEXT, NUMBER = str, (int, float)
 FILE_FIELDS = {
@@ -27,7 +28,9 @@ TIMED = {
 ROW_FIELDS = {
     "gpu-check": {"rung": TEXT, "case": TEXT, "status": TEXT},
     "bench": TIMED,
-    "trace": {"rung": TEXT, "workload": TEXT, "events": list},
+    "trace": {
+        "rung": TEXT, "workload": TEXT, "gate": TEXT, "unit": TEXT, "roles": list, "events": list,
+    },
     "profile": {"rung": TEXT, "workload": TEXT, "gate": TEXT, "dram_bytes": NUMBER},
     "report": {"rung": TEXT, "part": TEXT, "case": TEXT, "status": TEXT},
     "micro": {"rung": TEXT, "direction": TEXT, "workload": TEXT, "value": NUMBER, "unit": TEXT},
@@ -74,6 +77,9 @@ def validate(entry: object, name: str) -> dict:
         if not isinstance(row, dict):
             raise LedgerError(f"{where} is not an object")
         _fields(row, ROW_FIELDS[entry["kind"]], where)
+        if entry["kind"] == "trace":
+            for problem in trace.validate(trace.from_row(row, entry["gpu"]))[:1]:
+                raise LedgerError(f"{where}: {problem}")
         if row.get("status", "passed") not in STATUSES:
             raise LedgerError(f"{where}: status is {row['status']!r}")
         if row.get("direction", "forward") not in DIRECTIONS:

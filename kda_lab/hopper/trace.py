@@ -179,9 +179,10 @@ def from_records(
     title: str,
     source: str,
     unit: str = "ns",
+    each_block_from_zero: bool = False,
 ) -> Trace:
     """A trace from what a kernel recorded: RECORD rows, or their bytes. Times are shifted to start
-    at 0.
+    at 0; each block's by themselves if the clock was its SM's own, which others do not share.
 
     Rows that were never written (all zero) are dropped. ValueError for a role or a what without a
     name.
@@ -195,20 +196,34 @@ def from_records(
                 f"{field} {records[field].max()} was recorded, but only {len(names)} {field}s "
                 "are named"
             )
-    start = int(records["begin"].min()) if len(records) else 0
+    start = dict.fromkeys(np.unique(records["block"]), records["begin"].min(initial=2**64 - 1))
+    if each_block_from_zero:
+        start = {b: records["begin"][records["block"] == b].min() for b in start}
     events = tuple(
         Event(
             roles[r["role"]],
             whats[r["what"]],
             int(r["stage"]) if r["stage"] >= 0 else None,
             int(r["phase"]) if r["phase"] >= 0 else None,
-            int(r["begin"]) - start,
-            int(r["end"]) - start,
+            int(r["begin"] - start[r["block"]]),
+            int(r["end"] - start[r["block"]]),
             int(r["block"]),
         )
         for r in np.sort(records, order=["block", "begin", "role"])
     )
     return Trace.from_dict(Trace(title, source, unit, tuple(roles), events).to_dict())
+
+
+def from_row(row: dict, gpu: str) -> dict:
+    """The JSON form of a ledger row of kind `trace`, which leaves out what its file says."""
+    return {
+        "schema": SCHEMA,
+        "title": f"{row['rung']}, {row['workload']}",
+        "source": f"recorded on {gpu}",
+        "unit": row["unit"],
+        "roles": row["roles"],
+        "events": row["events"],
+    }
 
 
 def save(trace: Trace, path: str | Path) -> None:

@@ -156,12 +156,18 @@ def test_a_script_is_the_same_program_as_a_generator():
 
 
 def test_a_recorded_trace_comes_from_the_ledger(monkeypatch):
-    row = {"rung": "v3", "workload": "8192-H96", "events": [e.to_dict() for e in TRACE.events]}
+    row = {
+        "rung": "v3",
+        "workload": "8192-H96",
+        "unit": "cycles",
+        "roles": ["TMA", "math"],
+        "events": [e.to_dict() for e in TRACE.events],
+    }
     monkeypatch.setattr(ledger, "current", lambda kinds: iter([({"gpu": "H100"}, row)]))
     trace = recorded_trace("v3")
-    assert trace.source == "recorded on H100" and trace.unit == "ns"
+    assert trace.source == "recorded on H100" and trace.unit == "cycles"
     assert trace.events == TRACE.events and trace.roles == ("TMA", "math")
-    assert recorded_trace("v9") is None
+    assert recorded_trace("v9") is None and recorded_trace("v3", "8192-H16") is None
     row["events"][0]["phase"] = 5
     with pytest.raises(ValueError, match="not a valid trace"):
         recorded_trace()
