@@ -149,6 +149,69 @@ __global__ void shuffles(const float *x, float *y, int *votes) {
     assert votes.tolist() == [-(1 << 16)] * 32
 
 
+PIPELINE = """
+constexpr int kStages = 2, kTile = 32;
+__global__ void pipeline(const float *x, float *y, int tiles) {
+  __shared__ __align__(16) float stage[kStages][kTile];
+  __shared__ uint64_t full[kStages], empty[kStages];
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < kStages; ++s) mbarrier_init(&full[s], 1), mbarrier_init(&empty[s], 32);
+    fence_mbarrier_init();
+  }
+  __syncthreads();
+  if (threadIdx.x == 32) {  // the producer
+    for (int i = 0; i < tiles; ++i) {
+      const int s = i % kStages, round = i / kStages;
+      while (!mbarrier_try_wait_parity(&empty[s], (round & 1) ^ 1)) ;  // EMPTY
+      mbarrier_arrive_expect_tx(&full[s], kTile * 4);
+      bulk_copy(stage[s], x + i * kTile, kTile * 4, &full[s]);
+    }
+  } else if (threadIdx.x < 32) {  // the consumers
+    for (int i = 0; i < tiles; ++i) {
+      const int s = i % kStages, round = i / kStages;
+      while (!mbarrier_try_wait_parity(&full[s], round & 1)) ;  // FULL
+      y[i * kTile + threadIdx.x] = 2 * stage[s][31 - threadIdx.x];
+      mbarrier_arrive(&empty[s]);
+    }
+  }
+}
+"""
+
+
+def test_a_pipeline_of_mbarriers_and_bulk_copies_runs():
+    x, y = torch.randn(5 * 32), torch.full((5 * 32,), math.nan)
+    kernel(PIPELINE, "pipeline")(x, y, 5, block=64)
+    assert torch.equal(y, 2 * x.reshape(5, 32).flip(1).reshape(-1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("while (!mbarrier_try_wait_parity(&empty[s], (round & 1) ^ 1)) ;", "", "bulk copies|writes stage|shared memory|more arrivals"),
+        ("  __syncthreads();\n  if (threadIdx.x == 32)", "  if (threadIdx.x == 32)", "no barrier stands between|never initialised"),
+        ("mbarrier_init(&empty[s], 32)", "mbarrier_init(&empty[s], 33)", "waits at an mbarrier"),
+        ("kTile * 4);\n      bulk", "kTile * 4 + 16);\n      bulk", "waits at an mbarrier"),
+        ("mbarrier_arrive(&empty[s]);", "", "waits at an mbarrier"),
+        ("x + i * kTile,", "x + i * kTile + 1,", "multiples of 16 bytes"),
+        ("tiles; ++i) {\n      const int s = i % kStages, round = i / kStages;\n      while (!mbarrier_try_wait_parity(&full[s]", "tiles - 1; ++i) {\n      const int s = i % kStages, round = i / kStages;\n      while (!mbarrier_try_wait_parity(&full[s]", "in flight"),
+    ],
+    ids=["no wait for empty", "no barrier after init", "wrong count", "wrong bytes", "no arrival", "alignment", "nobody waits"],
+)  # fmt: skip
+def test_what_breaks_a_pipeline_is_found(old, new, words):
+    assert PIPELINE.count(old) == 1
+    with pytest.raises(worker.Fault, match=words):
+        kernel(PIPELINE.replace(old, new), "pipeline")(
+            torch.randn(5 * 32), torch.zeros(5 * 32), 5, block=64
+        )
+
+
+def test_reading_before_the_copy_is_there_gives_nan():
+    text = PIPELINE.replace("while (!mbarrier_try_wait_parity(&full[s], round & 1)) ;  // FULL", "")
+    x, y = torch.randn(32), torch.zeros(32)
+    with pytest.raises(worker.Fault):  # a race, or a copy that nobody waited for
+        kernel(text, "pipeline")(x, y, 1, block=64)
+
+
 FOUND = {  # a kernel's body: what must be found, and words of the message
     "read beyond": ("y[threadIdx.x] = x[threadIdx.x + 1];", "OutOfBounds", "thread 31 of block 0 reads x[32]"),
     "write before": ("y[int(threadIdx.x) - 1] = 0;", "OutOfBounds", "thread 0 of block 0 writes y[-1]"),

@@ -169,7 +169,8 @@ def tool(command: list[str], folder: Path, given: str = "") -> str:
     except subprocess.TimeoutExpired:
         raise Refused(f"the compiler was not done after {COMPILE_SECONDS} s") from None
     if done.returncode:
-        lines = [x for x in done.stderr.splitlines() if "error" in x or "multiple definition" in x]
+        told = ("error", "multiple definition", "undefined reference")
+        lines = [x for x in done.stderr.splitlines() if any(word in x for word in told)]
         text = (lines or done.stderr.splitlines() or ["the compiler failed"])[0]
         text = re.sub(r"^the grader's part:[\d:]* error: (static assertion failed: )?", "", text)
         raise Refused(text.replace(f"{folder}/", "")[:400])

@@ -54,6 +54,49 @@ KDA_LDMATRIX_X4(ldmatrix_x4_trans, ".trans")
 KDA_LDMATRIX_X2(ldmatrix_x2, "")
 KDA_LDMATRIX_X2(ldmatrix_x2_trans, ".trans")
 
+// One 64-bit mbarrier in shared memory: `count` arrivals and all expected bytes end a phase. The first
+// phase has parity 0; mbarrier_try_wait_parity(b, p) is true once the phase of parity p is over.
+__device__ inline void mbarrier_init(uint64_t *barrier, uint32_t count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+}
+
+// Makes initialised barriers visible to bulk copies.
+__device__ inline void fence_mbarrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ inline void mbarrier_arrive(uint64_t *barrier) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(shared_address(barrier))
+               : "memory");
+}
+
+__device__ inline void mbarrier_arrive_expect_tx(uint64_t *barrier, uint32_t bytes) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}" ::"r"(
+                   shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+
+__device__ inline bool mbarrier_try_wait_parity(uint64_t *barrier, uint32_t parity) {
+  uint32_t over;
+  asm volatile(
+      "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+      : "=r"(over)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return over;
+}
+
+// One thread starts a copy of `bytes` (a multiple of 16) from global to shared memory; both addresses are
+// multiples of 16. The copy arrives at the barrier with its bytes.
+__device__ inline void bulk_copy(void *to, const void *from, uint32_t bytes, uint64_t *barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(to)),
+      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+
 #else  // ---- on the host ------------------------------------------------------------------------------
 
 #include <cmath>
@@ -152,10 +195,10 @@ unsigned ballot(int line, unsigned mask, bool vote);
 void mma_m16n8k16(int line, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void ldmatrix(int line, uint32_t *r, int matrices, bool trans, const void *row);
 
-void mbarrier_init(int line, uint64_t *barrier, uint32_t count);
-void mbarrier_arrive(int line, uint64_t *barrier, uint32_t bytes);
-void mbarrier_wait(int line, uint64_t *barrier, uint32_t parity);
-void bulk_copy(int line, void *to, const void *from, uint32_t bytes, uint64_t *barrier);
+void init_barrier(int line, uint64_t *barrier, uint32_t count);
+void arrive(int line, uint64_t *barrier, uint32_t bytes);
+bool wait(int line, uint64_t *barrier, uint32_t parity);
+void copy_bulk(int line, void *to, const void *from, uint32_t bytes, uint64_t *barrier);
 
 // How runtime.cpp starts a kernel: `arguments` point to the values, as for cudaLaunchKernel.
 struct Kernel {
@@ -192,6 +235,12 @@ struct Start<void(A...), kernel> {
 #define ldmatrix_x2_trans(r, row) kda::ldmatrix(__LINE__, r, 2, true, row)
 #define ldmatrix_x4(r, row) kda::ldmatrix(__LINE__, r, 4, false, row)
 #define ldmatrix_x4_trans(r, row) kda::ldmatrix(__LINE__, r, 4, true, row)
+#define mbarrier_init(barrier, count) kda::init_barrier(__LINE__, barrier, count)
+#define mbarrier_arrive(barrier) kda::arrive(__LINE__, barrier, 0)
+#define mbarrier_arrive_expect_tx(barrier, bytes) kda::arrive(__LINE__, barrier, bytes)
+#define mbarrier_try_wait_parity(barrier, parity) kda::wait(__LINE__, barrier, parity)
+#define fence_mbarrier_init() void()
+#define bulk_copy(...) kda::copy_bulk(__LINE__, __VA_ARGS__)
 
 #define __expf(x) expf(x)
 #define rsqrtf(x) (1.0f / sqrtf(x))

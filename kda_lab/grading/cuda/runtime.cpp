@@ -11,6 +11,7 @@
 // library before it locks itself in, and loading must run no code).
 
 #include <csignal>
+#include <initializer_list>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -88,6 +89,16 @@ struct Fiber {
   const uint64_t *barrier;
   uint32_t parity;
 };
+
+struct Copy {
+  void *to;
+  const void *from;
+  uint32_t bytes;
+  uint64_t *barrier;
+};
+constexpr int kMaxCopies = 256;
+Copy flying[kMaxCopies];
+int copies;
 
 Report *report;
 Region slots[kSlots], static_shared;
@@ -258,6 +269,7 @@ bool step_together(int thread) {
 }
 
 bool mbarrier_passed(const uint64_t *barrier, uint32_t parity);
+void land_copies();
 
 const char *what_for(const Fiber &f) {
   static char text[2][80];
@@ -305,7 +317,13 @@ void run_block() {
       returned += fibers[i].state == State::kReturned;
       at_barrier += fibers[i].state == State::kAtBarrier;
     }
-    if (returned == threads) return;
+    if (returned == threads) {
+      current = 0;
+      if (copies)
+        stop(kBarrier, 0, nullptr, "block %d ends while a bulk copy is in flight: nobody waited for it", block_number);
+      return;
+    }
+    if (!moved && copies) land_copies(), moved = true;
     if (at_barrier && returned + at_barrier == threads) release_barrier();
     else if (!moved) stuck();
   }
@@ -382,7 +400,7 @@ void run_grid() {
   for (int64_t b = 0; b < blocks; ++b) {
     const unsigned at = static_cast<unsigned>(b);
     blockIdx = {at % gridDim.x, at / gridDim.x % gridDim.y, at / (gridDim.x * gridDim.y)};
-    block_number = static_cast<int>(b), block_step = 0;
+    block_number = static_cast<int>(b), block_step = copies = 0;
     memset(warp_step, 0, sizeof warp_step);
     fresh_shared(static_shared);
     fresh_shared(slots[kSlots - 1]);
@@ -563,9 +581,91 @@ void ldmatrix(int line, uint32_t *r, int matrices, bool trans, const void *row) 
 
 }  // namespace kda
 
+// ---- mbarriers and bulk copies -----------------------------------------------------------------------------
+
 namespace {
-bool mbarrier_passed(const uint64_t *, uint32_t) { return true; }
+
+// How an mbarrier's 64 bits are used here. Shared memory starts as ones, which is no barrier.
+struct Mbarrier {
+  uint32_t count : 12, pending : 12, phase : 1, unused : 7;
+  int32_t bytes;  // expected and not yet there
+};
+static_assert(sizeof(Mbarrier) == 8, "as on the hardware");
+
+Mbarrier &mbarrier_at(int line, const uint64_t *barrier, bool writes, const void *pc) {
+  kda::need_shared(line, barrier, "an mbarrier");
+  if (reinterpret_cast<uintptr_t>(barrier) % 8) kda::misuse(line, "an mbarrier must lie at a multiple of 8 bytes");
+  access(barrier, 8, writes, pc);
+  if (!writes && *barrier == ~uint64_t(0)) kda::misuse(line, "the mbarrier was never initialised");
+  return *reinterpret_cast<Mbarrier *>(const_cast<uint64_t *>(barrier));
+}
+
+// The end of a phase orders what came before it with what comes after, for the whole block: coarser than
+// the hardware, so a race beside the barrier may go unseen, but none is made up.
+void end_phase(Mbarrier &m) {
+  if (m.pending || m.bytes) return;
+  m.phase ^= 1, m.pending = m.count;
+  ++block_step;
+}
+
+bool mbarrier_passed(const uint64_t *barrier, uint32_t parity) {
+  return reinterpret_cast<const Mbarrier *>(barrier)->phase != (parity & 1);
+}
+
+void land_copies() {
+  for (int i = 0; i < copies; ++i) {
+    memcpy(flying[i].to, flying[i].from, flying[i].bytes);
+    Mbarrier &m = *reinterpret_cast<Mbarrier *>(flying[i].barrier);
+    m.bytes -= flying[i].bytes;
+    end_phase(m);
+  }
+  copies = 0;
+}
+
 }  // namespace
+
+namespace kda {
+
+void init_barrier(int line, uint64_t *barrier, uint32_t count) {
+  Mbarrier &m = mbarrier_at(line, barrier, true, __builtin_return_address(0));
+  if (count < 1 || count > 4095) misuse(line, "an mbarrier counts 1 to 4095 arrivals, not %u", count);
+  m = {count, count, 0, 0, 0};
+}
+
+void arrive(int line, uint64_t *barrier, uint32_t bytes) {
+  Mbarrier &m = mbarrier_at(line, barrier, false, __builtin_return_address(0));
+  if (!m.pending) misuse(line, "more arrivals than the %u that this phase of the mbarrier waits for", m.count);
+  m.bytes += static_cast<int32_t>(bytes), m.pending -= 1;
+  end_phase(m);
+}
+
+// Waits until the phase is over, as a loop around the instruction does: it gives true.
+bool wait(int line, uint64_t *barrier, uint32_t parity) {
+  mbarrier_at(line, barrier, false, __builtin_return_address(0));
+  if (!mbarrier_passed(barrier, parity)) {
+    fibers[current].barrier = barrier, fibers[current].parity = parity;
+    wait_as(State::kAtMbarrier, line);
+  }
+  return true;
+}
+
+// The bytes land when nobody can run on: whoever reads before it waits finds what was there before.
+void copy_bulk(int line, void *to, const void *from, uint32_t bytes, uint64_t *barrier) {
+  const void *pc = __builtin_return_address(0);
+  need_shared(line, to, "the destination of a bulk copy");
+  for (const void *p : {static_cast<const void *>(to), from, reinterpret_cast<const void *>(uintptr_t(bytes))})
+    if (reinterpret_cast<uintptr_t>(p) % 16)
+      misuse(line, "addresses and size of a bulk copy must be multiples of 16 bytes");
+  mbarrier_at(line, barrier, false, pc);
+  for (uint32_t i = 0; i < bytes; i += 16) {
+    access(static_cast<const char *>(from) + i, 16, false, pc);
+    access(static_cast<char *>(to) + i, 16, true, pc);
+  }
+  if (copies == kMaxCopies) misuse(line, "more than %d bulk copies are in flight", kMaxCopies);
+  flying[copies++] = {to, from, bytes, barrier};
+}
+
+}  // namespace kda
 
 // ---- the compiler's hooks ----------------------------------------------------------------------------------
 
