@@ -83,6 +83,19 @@ def test_hints_come_one_at_a_time_and_are_counted(course, capsys):
     assert json.loads((course / "v.json").read_text())["exercises"][0]["hint_level"] == 3
 
 
+@pytest.mark.parametrize("key", ["ex04", "ex10"])
+def test_reset_and_hints_serve_both_kinds_of_file(key, course, capsys):
+    file = source.exercise_file(key)
+    first = next(iter(file.statements))
+    (course / "exercises" / file.filename).write_text(file.text)
+    assert typed(f"reset {key}", capsys)[0] == 0
+    assert (course / "exercises" / file.filename).read_text() == file.stub
+    (kept,) = (course / ".kda_lab" / "kept").iterdir()
+    assert kept.suffix == file.suffix and kept.read_text() == file.text
+    status, out, _ = typed(f"hint {first}", capsys)
+    assert status == 0 and file.statements[first].hints[0].splitlines()[0] in out
+
+
 def test_progress_counts_attempts_points_and_hints(course, capsys):
     put(course, WRONG)
     typed(f"grade {STEP}", capsys)
@@ -184,26 +197,30 @@ def test_stubs_are_generated_into_any_folder(tmp_path):
     for file in source.exercise_files().values():
         text = (tmp_path / file.filename).read_text()
         assert "solution" not in text.replace("solutions", "") and "# hint" not in text
-        assert text.count("raise NotImplementedError") >= len(file.statements)
+        mark = "NOT_ATTEMPTED(" if file.cuda else "raise NotImplementedError"
+        assert "// hint" not in text and text.count(mark) >= len(file.statements)
 
 
-def test_drift_compares_committed_files(tmp_path):
+@pytest.mark.parametrize("key", ["ex04", "ex10"])
+def test_drift_compares_committed_files(key, tmp_path):
+    file = source.exercise_file(key)
+
     def git(*line: str) -> None:
         who = ["-c", "user.name=t", "-c", "user.email=t@t"]
         subprocess.run(["git", "-C", str(tmp_path), *who, *line], check=True, capture_output=True)
 
-    for folder, text in (("solutions", FILE.text), ("exercises", FILE.stub)):
+    for folder, text in (("solutions", file.text), ("exercises", file.stub)):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / FILE.filename).write_text(text)
+        (tmp_path / folder / file.filename).write_text(text)
     git("init", "-q")
     git("add", ".")
     git("commit", "-q", "-m", "course")
     assert stubs.drift(tmp_path) == []
-    (tmp_path / "exercises" / FILE.filename).write_text(FILE.text)  # a learner solves it: no drift
+    (tmp_path / "exercises" / file.filename).write_text(file.text)  # a learner solves it: no drift
     assert stubs.drift(tmp_path) == []
     git("commit", "-q", "-a", "-m", "an answer slipped in")
     assert stubs.drift(tmp_path) == [
-        f"exercises/{FILE.filename} does not follow from solutions/{FILE.filename}: run kda-lab stubs"
+        f"exercises/{file.filename} does not follow from solutions/{file.filename}: run kda-lab stubs"
     ]
 
 
