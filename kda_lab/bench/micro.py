@@ -11,9 +11,11 @@ and exits with 0 only if what it computed was also right. Other lines are shown 
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -55,12 +57,9 @@ def rows_of(name: str, output: str) -> list[dict]:
     return rows
 
 
-def run(name: str, source: Path, arch: str) -> list[dict]:
-    """Compiles and runs one program. Raises RuntimeError when it fails or prints no row."""
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / name
-        compile_program(source, arch, program)
-        done = subprocess.run([str(program)], capture_output=True, text=True, timeout=SECONDS)
+def run(name: str, program: Path) -> list[dict]:
+    """Runs one compiled program. Raises RuntimeError when it fails or prints no row."""
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=SECONDS)
     if done.returncode:
         raise RuntimeError(f"{name} ended with status {done.returncode}: {done.stderr[-300:]}")
     rows = rows_of(name, done.stdout)
@@ -96,25 +95,36 @@ def main(argv: list[str]) -> int:
         print("bench micro: no CUDA GPU here (or a CPU build of PyTorch)", file=sys.stderr)
         return 1
     clocks, rows, failed, hashes = Clocks(), [], [], sources.standing_hashes()
-    for number, name in enumerate(names, 1):
-        print(f"bench micro: {name} ({number} of {len(names)})", flush=True)
-        try:
-            new = run(name, known[name], arch)
-        except (
-            toolchain.Unbuildable,
-            RuntimeError,
-            subprocess.TimeoutExpired,
-            json.JSONDecodeError,
-        ) as error:
-            failed.append(name)
-            print(f"bench micro: {name} failed: {error}", file=sys.stderr)
-            continue
-        clocks.look()
-        for row in new:
-            print(
-                f"  {row['workload']:32s} {row['value']:12.4g} {row['unit']:10s} predicted {row.get('predicted', '-')}"
-            )
-        rows += new
+    with tempfile.TemporaryDirectory() as folder:
+        # All compilers first, side by side: a program that is timed has the machine to itself.
+        print(f"bench micro: compiling {len(names)} programs", flush=True)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            programs = {name: Path(folder) / name for name in names}
+            compiled = {
+                name: pool.submit(compile_program, known[name], arch, programs[name])
+                for name in names
+            }
+        for number, name in enumerate(names, 1):
+            print(f"bench micro: {name} ({number} of {len(names)})", flush=True)
+            try:
+                compiled[name].result()
+                new = run(name, programs[name])
+            except (
+                toolchain.Unbuildable,
+                RuntimeError,
+                subprocess.TimeoutExpired,
+                json.JSONDecodeError,
+            ) as error:
+                failed.append(name)
+                print(f"bench micro: {name} failed: {error}", file=sys.stderr)
+                continue
+            clocks.look()
+            for row in new:
+                predicted = row.get("predicted", "-")
+                print(
+                    f"  {row['workload']:44s} {row['value']:10.4g} {row['unit']:12s} predicted {predicted}"
+                )
+            rows += new
     if rows:
         entry = dict(
             kind="micro", **fingerprint(clocks), date=now(), command=" ".join(["kda-lab bench micro", *args.name]),

@@ -23,7 +23,7 @@ PEERS = {
     "cudnn_plain": "cuDNN, inputs activated",
     "torch_compile": "compiled PyTorch",
 }
-MARKED = re.compile(r"(<!-- ledger: ([a-z0-9 -]+?) -->\n).*?(<!-- /ledger -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- ledger: ([a-z0-9 _-]+?) -->\n).*?(<!-- /ledger -->)", re.DOTALL)
 Rows = list[dict]
 
 
@@ -208,23 +208,21 @@ def drop_ins(_: Rows) -> str:
     return "\n\n".join([what, markdown(head, body), *lines])
 
 
-def micro(rows: Rows) -> str:
-    """Microbenchmarks: what was measured, and what had been predicted."""
-    mine = newest_gpu([row for row in rows if row["direction"] == "micro"])
+def micro(rows: Rows, program: str = "") -> str:
+    """Microbenchmarks and skeletons, or one of them: what was measured, and what had been predicted."""
+    mine = newest_gpu([r for r in rows if r["direction"] == "micro" and program in ("", r["rung"])])
     if not mine:
         return NOTHING
     body = [
         [
-            f"{row['rung']}: {row['workload']}",
+            row["workload"] if program else f"{row['rung']}: {row['workload']}",
             number(row["value"], 4),
             number(row.get("predicted"), 4),
             row["unit"],
         ]
         for row in mine
     ]
-    return (
-        f"{recorded(mine)}\n\n{markdown(['microbenchmark', 'measured', 'predicted', 'unit'], body)}"
-    )
+    return f"{recorded(mine)}\n\n{markdown([program or 'microbenchmark', 'measured', 'predicted', 'unit'], body)}"
 
 
 def profiled(rungs: Iterable[str], workload: str) -> Rows:
@@ -275,6 +273,14 @@ TABLES: dict[str, Callable[[Rows], str]] = {
 }
 
 
+def table(name: str) -> Callable[[Rows], str] | None:
+    """What draws the table `name`; `micro NAME` is one program's."""
+    program = name.removeprefix("micro ")
+    if program in sources.programs():
+        return lambda rows: micro(rows, program)
+    return TABLES.get(name)
+
+
 def everything(rows: Rows) -> str:
     """All tables that have something to say, for the terminal."""
     names = [
@@ -295,9 +301,11 @@ def fill(text: str, rows: Rows, where: str) -> str:
 
     def redraw(match: re.Match) -> str:
         name = match[2].strip()
-        if name not in TABLES:
-            raise ledger.LedgerError(f"{where}: no table {name!r}; they are {', '.join(TABLES)}")
-        return f"{match[1]}{TABLES[name](rows)}\n{match[3]}"
+        draw = table(name)
+        if draw is None:
+            known = [*TABLES, *(f"micro {program}" for program in sources.programs())]
+            raise ledger.LedgerError(f"{where}: no table {name!r}; they are {', '.join(known)}")
+        return f"{match[1]}{draw(rows)}\n{match[3]}"
 
     return MARKED.sub(redraw, text)
 
@@ -321,10 +329,12 @@ def fill_file(path: Path, rows: Rows) -> str:
 
 
 def update(paths: list[Path], check: bool) -> int:
-    """Redraws the tables of these files (default README.md and notebooks); with `check` only compares."""
-    paths = paths or [
-        p for p in (Path("README.md"), *sorted(Path("notebooks").glob("*.ipynb"))) if p.exists()
-    ]
+    """Redraws the tables of these files (default README.md, kernels/DESIGN.md and notebooks).
+
+    With `check` only compares.
+    """
+    texts = (Path("README.md"), Path("kernels/DESIGN.md"))
+    paths = paths or [p for p in (*texts, *sorted(Path("notebooks").glob("*.ipynb"))) if p.exists()]
     rows, old = ledger.show(), []
     for path in paths:
         text = fill_file(path, rows)

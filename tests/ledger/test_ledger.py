@@ -64,7 +64,7 @@ def test_a_program_needs_a_measurement_of_its_sources(passing, folder):
     source.write_text('#include "../common/device.cuh"\nint main() {}\n')
     assert [p for p in ledger.problems() if p.startswith("bulk_copy: no measurement")]
     row = dict(rung="bulk_copy", direction="micro", workload="256 B rows", value=2.1, unit="TB/s")
-    put(entry("micro", [row]))
+    put(entry("micro", [row], "2026-11-25T00:00:00Z"))
     assert ledger.problems() == []
     break_a_byte(source)
     assert [p for p in ledger.problems() if p.startswith("bulk_copy: no measurement")]
