@@ -220,6 +220,20 @@ def test_a_marker_that_names_no_table_is_an_error(kernels, tmp_path):
         tables.update([readme], check=False)
 
 
+def test_the_table_of_one_program_shows_that_one(passing):
+    one = dict(rung="wgmma_rate", direction="micro", workload="n=64", value=32.1, unit="cycles")
+    other = dict(rung="chain", direction="micro", workload="chunk", value=900.0, unit="cycles")
+    put(entry("micro", [one | {"predicted": 32.0}, other], "2026-11-25T00:00:00Z"))
+    design = passing / "DESIGN.md"  # redrawn without being named
+    design.write_text("<!-- ledger: micro wgmma_rate -->\n<!-- /ledger -->\n")
+    assert tables.update([], check=False) == 0
+    text = design.read_text()
+    assert "| n=64 | 32.1 | 32 | cycles |" in text and "chunk" not in text
+    design.write_text("<!-- ledger: micro wgmma -->\n<!-- /ledger -->\n")
+    with pytest.raises(ledger.LedgerError, match="micro wgmma_rate"):
+        tables.update([], check=False)
+
+
 def test_tables_in_notebooks_keep_the_rest_of_the_file(kernels, tmp_path):
     import nbformat
 
