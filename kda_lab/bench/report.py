@@ -283,7 +283,8 @@ def model_case(name: str, options: dict) -> Row:
     apart = relative_l2(ours, theirs.double())
     fine = apart <= LOGITS_LIMIT
     return dict(
-        status="passed" if fine else "failed", apart=float(f"{apart:.3g}"), served_by=_model_rung("lower_bound" in options),
+        status="passed" if fine else "failed", apart=float(f"{apart:.3g}"),
+        served_by=_model_rung("lower_bound" in options),
         eager_ms=median(times["ours"]), their_ms=median(times["theirs"]), calls=calls,
         message="" if fine else f"logits are {apart:.1e} apart, allowed is {LOGITS_LIMIT:.0e}",
     )  # fmt: skip
