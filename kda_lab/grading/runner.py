@@ -172,9 +172,10 @@ class Submission:
         self.apart = self.confined = False
         self.cuda: ExerciseFile | None = None
         if filename.endswith(".cu"):
-            self.cuda = exercise_file(filename.split("_")[0])
+            self.cuda = exercise_file(Path(filename).stem)
         self.text = ""
         self.library: Path | None = None
+        self.device: Any = None  # cuda.gpu.Gpu, once the host form has passed where there is one
 
     def __enter__(self) -> "Submission":
         return self
@@ -250,6 +251,8 @@ class Submission:
 
     def stop(self) -> None:
         """End the child and all that it started."""
+        if self.device is not None:
+            self.device.stop()
         if self.socket is not None:
             self.socket.close()
             self.socket = None

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kda_lab.grading import engine, runner, source, worker
-from kda_lab.grading.cuda import compile
+from kda_lab.grading import engine, grade, runner, source, worker
+from kda_lab.grading.cuda import compile, gpu
 from kda_lab.grading.engine import verdict
 from kda_lab.grading.runner import Submission
 from kda_lab.native import toolchain
@@ -189,13 +189,17 @@ def test_a_pipeline_of_mbarriers_and_bulk_copies_runs():
     [
         ("while (!mbarrier_try_wait_parity(&empty[s], (round & 1) ^ 1)) ;", "", "bulk copies|writes stage|shared memory|more arrivals"),
         ("  __syncthreads();\n  if (threadIdx.x == 32)", "  if (threadIdx.x == 32)", "no barrier stands between|never initialised"),
-        ("mbarrier_init(&empty[s], 32)", "mbarrier_init(&empty[s], 33)", "waits at an mbarrier"),
-        ("kTile * 4);\n      bulk", "kTile * 4 + 16);\n      bulk", "waits at an mbarrier"),
-        ("mbarrier_arrive(&empty[s]);", "", "waits at an mbarrier"),
+        ("mbarrier_init(&empty[s], 32)", "mbarrier_init(&empty[s], 33)", "misses 1 of 33 arrivals"),
+        ("kTile * 4);\n      bulk", "kTile * 4 + 16);\n      bulk", "misses 0 of 1 arrivals and 16 bytes"),
+        ("mbarrier_arrive(&empty[s]);", "", "misses 32 of 32 arrivals"),
         ("x + i * kTile,", "x + i * kTile + 1,", "multiples of 16 bytes"),
+        ("    fence_mbarrier_init();\n", "", r"fence_mbarrier_init\(\) is missing"),
+        ("while (!mbarrier_try_wait_parity(&full[s], round & 1)) ;", "mbarrier_try_wait_parity(&full[s], round & 1);", "thread 0 of block 0 waits at an mbarrier"),
+        ("while (!mbarrier_try_wait_parity(&full[s], round & 1)) ;", "while (!mbarrier_try_wait_parity(&full[s], 1 - (round & 1))) ;", "thread 0 of block 0 waits at an mbarrier .* misses 1 of 1 arrivals, but thread 32"),
+        ("      y[i * kTile + threadIdx.x] = 2 * stage[s][31 - threadIdx.x];\n      mbarrier_arrive(&empty[s]);", "      mbarrier_arrive(&empty[s]);\n      y[i * kTile + threadIdx.x] = 2 * stage[s][31 - threadIdx.x];", "while a bulk copy may be writing|no barrier stands between"),
         ("tiles; ++i) {\n      const int s = i % kStages, round = i / kStages;\n      while (!mbarrier_try_wait_parity(&full[s]", "tiles - 1; ++i) {\n      const int s = i % kStages, round = i / kStages;\n      while (!mbarrier_try_wait_parity(&full[s]", "in flight"),
     ],
-    ids=["no wait for empty", "no barrier after init", "wrong count", "wrong bytes", "no arrival", "alignment", "nobody waits"],
+    ids=["no wait for empty", "no barrier after init", "wrong count", "wrong bytes", "no arrival", "alignment", "no fence", "asked once", "wrong parity", "given back too early", "nobody waits"],
 )  # fmt: skip
 def test_what_breaks_a_pipeline_is_found(old, new, words):
     assert PIPELINE.count(old) == 1
@@ -205,11 +209,29 @@ def test_what_breaks_a_pipeline_is_found(old, new, words):
         )
 
 
-def test_reading_before_the_copy_is_there_gives_nan():
-    text = PIPELINE.replace("while (!mbarrier_try_wait_parity(&full[s], round & 1)) ;  // FULL", "")
-    x, y = torch.randn(32), torch.zeros(32)
-    with pytest.raises(worker.Fault):  # a race, or a copy that nobody waited for
-        kernel(text, "pipeline")(x, y, 1, block=64)
+def test_a_read_before_the_copy_has_landed_is_found():
+    """Even by the thread that started the copy, with nobody else there."""
+    text = """
+__global__ void hasty(const float *x, float *y) {
+  __shared__ __align__(16) float tile[4];
+  __shared__ uint64_t full;
+  mbarrier_init(&full, 1);
+  fence_mbarrier_init();
+  mbarrier_arrive_expect_tx(&full, 16);
+  bulk_copy(tile, x, 16, &full);
+  while (!mbarrier_try_wait_parity(&full, 0)) {}
+  y[0] = tile[3];
+}
+"""
+    x, y = torch.arange(4.0), torch.zeros(1)
+    kernel(text, "hasty")(x, y, block=1)
+    assert y == 3
+    with pytest.raises(
+        worker.Fault, match=r"thread 0 of block 0 reads shared memory\[\d+\] while a bulk copy"
+    ):
+        kernel(text.replace("  while (!mbarrier_try_wait_parity(&full, 0)) {}\n", ""), "hasty")(
+            x, y, block=1
+        )
 
 
 FOUND = {  # a kernel's body: what must be found, and words of the message
@@ -257,7 +279,7 @@ def test_faults_are_found_and_named(name):
     library, parameters = found_library()
     _, kind, words = FOUND[name]
     version = list(FOUND).index(name)
-    with pytest.raises(worker.Fault, match="") as caught:
+    with pytest.raises(worker.Fault) as caught:
         shape = [1, 1, 1, 32, 1, 1, 128]
         worker.launch(
             library, f"{version}:k", shape, parameters, [torch.zeros(32), torch.zeros(32), 20000]
@@ -350,6 +372,35 @@ def test_without_a_compiler_the_verdict_says_what_is_missing(tmp_path, monkeypat
     assert (found.status, found.points) == ("error", 0)
     assert "install g++" in found.message and "cannot be compiled here" in found.message
     assert graded(FILE.stub, tmp_path).status == "not_attempted"
+
+
+class PretendGpu:
+    """A GPU whose kernels give what a function gives."""
+
+    function = staticmethod(lambda g, blocks, threads: g.exp())
+
+    def __init__(self, file, text, left):
+        pass
+
+    def call(self, name, args, seconds=0):
+        return runner.Local(self.function).call(name, args)
+
+    def stop(self):
+        pass
+
+
+def test_both_verdicts_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "here", lambda: "Pretend GPU")
+    monkeypatch.setattr(gpu, "Gpu", PretendGpu)
+    found = graded(FILE.text, tmp_path)
+    assert (found.status, found.gpu, found.message) == ("passed", "Pretend GPU", "")
+    assert "on the host and on the Pretend GPU" in grade.line(found)
+    monkeypatch.setattr(PretendGpu, "function", staticmethod(lambda g, *_: g))
+    found = graded(FILE.text, tmp_path)
+    assert (found.status, found.points, found.gpu) == ("failed", 0, "")
+    assert found.message.startswith(
+        "On the host every case passes; on the Pretend GPU:\n[hand-worked] d[0] is"
+    )
 
 
 # ---- attacks --------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ PLAIN = [
 ]
 WATCHED = [*PLAIN, "-g1", "-ffp-contract=off", "-fstack-clash-protection",
            "-fsanitize=thread", "-fsanitize=bounds,alignment,null,signed-integer-overflow"]  # fmt: skip
-COMPILE_SECONDS, COMPILE_MEMORY = 40, 3 << 30
+COMPILE_SECONDS, COMPILE_MEMORY = 25, 3 << 30
 KEPT = 40  # libraries of learners' texts in the cache
 
 # One way to write dynamic shared memory is enough: extern __shared__ float s[];

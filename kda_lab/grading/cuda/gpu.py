@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,18 +57,15 @@ def cubin(filename: str, text: str) -> bytes:
 
 
 class Gpu:
-    """One learner's file on the GPU, answering like a Submission. Use as a context manager."""
+    """One learner's file on the GPU, answering like a Submission until `stop`.
 
-    def __init__(self, file: source.ExerciseFile, text: str):
-        self.file, self.text = file, text
+    left: seconds that the file has left for all that it does.
+    """
+
+    def __init__(self, file: source.ExerciseFile, text: str, left: Callable[[], float]):
+        self.file, self.text, self.left = file, text, left
         self.process: subprocess.Popen | None = None
         self.socket: socket.socket | None = None
-
-    def __enter__(self) -> "Gpu":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.stop()
 
     def start(self) -> dict[str, Any]:
         code = torch.frombuffer(bytearray(cubin(self.file.filename, self.text)), dtype=torch.uint8)
@@ -97,6 +95,7 @@ class Gpu:
             if self.socket is None:
                 request |= self.start()
                 seconds += START_SECONDS
+            seconds = max(0.1, min(seconds, self.left()))
             end = time.monotonic() + seconds
             assert self.socket is not None
             self.socket.settimeout(seconds)

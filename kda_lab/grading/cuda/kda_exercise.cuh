@@ -55,7 +55,8 @@ KDA_LDMATRIX_X2(ldmatrix_x2, "")
 KDA_LDMATRIX_X2(ldmatrix_x2_trans, ".trans")
 
 // One 64-bit mbarrier in shared memory: `count` arrivals and all expected bytes end a phase. The first
-// phase has parity 0; mbarrier_try_wait_parity(b, p) is true once the phase of parity p is over.
+// phase has parity 0. mbarrier_try_wait_parity(b, p) is true once the phase of parity p is over, and false when
+// that takes longer than it likes to wait: ask in a loop.
 __device__ inline void mbarrier_init(uint64_t *barrier, uint32_t count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
 }
@@ -198,6 +199,7 @@ void ldmatrix(int line, uint32_t *r, int matrices, bool trans, const void *row);
 void init_barrier(int line, uint64_t *barrier, uint32_t count);
 void arrive(int line, uint64_t *barrier, uint32_t bytes);
 bool wait(int line, uint64_t *barrier, uint32_t parity);
+void fence_init();
 void copy_bulk(int line, void *to, const void *from, uint32_t bytes, uint64_t *barrier);
 
 // How runtime.cpp starts a kernel: `arguments` point to the values, as for cudaLaunchKernel.
@@ -239,7 +241,7 @@ struct Start<void(A...), kernel> {
 #define mbarrier_arrive(barrier) kda::arrive(__LINE__, barrier, 0)
 #define mbarrier_arrive_expect_tx(barrier, bytes) kda::arrive(__LINE__, barrier, bytes)
 #define mbarrier_try_wait_parity(barrier, parity) kda::wait(__LINE__, barrier, parity)
-#define fence_mbarrier_init() void()
+#define fence_mbarrier_init() kda::fence_init()
 #define bulk_copy(...) kda::copy_bulk(__LINE__, __VA_ARGS__)
 
 #define __expf(x) expf(x)

@@ -88,6 +88,7 @@ struct Fiber {
   // an mbarrier
   const uint64_t *barrier;
   uint32_t parity;
+  bool asked;  // its last question was answered with "not yet"
 };
 
 struct Copy {
@@ -99,6 +100,14 @@ struct Copy {
 constexpr int kMaxCopies = 256;
 Copy flying[kMaxCopies];
 int copies;
+
+struct Unfenced {
+  const uint64_t *barrier;
+  int thread;
+};
+constexpr int kMaxUnfenced = 256;
+Unfenced unfenced[kMaxUnfenced];  // initialised, and no fence yet
+int unfenced_barriers;
 
 Report *report;
 Region slots[kSlots], static_shared;
@@ -186,9 +195,23 @@ void track(const Region &r, const char *at, int bytes, bool write, const void *p
   }
 }
 
+// From the moment a bulk copy is started until its barrier says so, its destination holds anything.
+void not_in_flight(const char *at, int bytes, bool write, const void *pc) {
+  for (int i = 0; i < copies; ++i) {
+    const char *to = static_cast<const char *>(flying[i].to);
+    if (at >= to + flying[i].bytes || to >= at + bytes) continue;
+    const bool dynamic = at < static_shared.base || at >= static_shared.base + static_shared.bytes;
+    const Region &r = dynamic ? slots[kSlots - 1] : static_shared;
+    report->shared = dynamic ? -1 : at - r.base;
+    stop(kRace, 0, pc, "%s %s %s[%lld] while a bulk copy may be writing there: its mbarrier says when it has landed",
+         here(), write ? "writes" : "reads", r.name, static_cast<long long>((at - r.base) / 4));
+  }
+}
+
 void access(const void *address, int bytes, bool write, const void *pc) {
   if (!running) return;
   const char *at = static_cast<const char *>(address);
+  if (copies) not_in_flight(at, bytes, write, pc);
   if (at >= arena && at < arena + (int64_t(kSlots) << kSlotShift)) {
     const Region &r = slots[(at - arena) >> kSlotShift];
     const int64_t byte = at - r.base;
@@ -238,7 +261,7 @@ void prepare(int thread) {
   f.context.uc_stack.ss_size = kStack;
   f.context.uc_link = nullptr;
   makecontext(&f.context, fiber_main, 0);
-  f.state = State::kReady;
+  f.state = State::kReady, f.asked = false;
 }
 
 // Whether the lanes that `thread` waits for have all come; then they take their step.
@@ -271,23 +294,29 @@ bool step_together(int thread) {
 bool mbarrier_passed(const uint64_t *barrier, uint32_t parity);
 void land_copies();
 
+void what_misses(char *to, int room, const uint64_t *barrier);
+
 const char *what_for(const Fiber &f) {
-  static char text[2][80];
+  static char text[2][200];
   static int turn;
   char *to = text[turn ^= 1];
   if (f.state == State::kReturned) return "has returned";
-  snprintf(to, 80, "waits at %s (line %d)",
-           f.state == State::kAtBarrier ? "__syncthreads()" : f.state == State::kInStep ? f.name : "an mbarrier",
-           f.line);
+  const int length = snprintf(
+      to, 200, "waits at %s (line %d)",
+      f.state == State::kAtBarrier ? "__syncthreads()" : f.state == State::kInStep ? f.name : "an mbarrier", f.line);
+  if (f.state == State::kAtMbarrier) what_misses(to + length, 200 - length, f.barrier);
   return to;
 }
 
 [[noreturn]] void stuck() {
   int waiting = 0;
   while (fibers[waiting].state == State::kReturned) ++waiting;
-  int other = waiting;
-  for (int i = 0; i < threads; ++i)
-    if (fibers[i].state != fibers[waiting].state || fibers[i].line != fibers[waiting].line) other = i;
+  int other = waiting;  // one that waits elsewhere says more than one that has returned
+  for (const bool returned : {true, false})
+    for (int i = 0; i < threads; ++i)
+      if ((fibers[i].state == State::kReturned) == returned &&
+          (fibers[i].state != fibers[waiting].state || fibers[i].line != fibers[waiting].line))
+        other = i;
   current = waiting;
   if (other == waiting)
     stop(kBarrier, fibers[waiting].line, nullptr, "%s %s, and nothing will ever end that", here(),
@@ -400,7 +429,7 @@ void run_grid() {
   for (int64_t b = 0; b < blocks; ++b) {
     const unsigned at = static_cast<unsigned>(b);
     blockIdx = {at % gridDim.x, at / gridDim.x % gridDim.y, at / (gridDim.x * gridDim.y)};
-    block_number = static_cast<int>(b), block_step = copies = 0;
+    block_number = static_cast<int>(b), block_step = copies = unfenced_barriers = 0;
     memset(warp_step, 0, sizeof warp_step);
     fresh_shared(static_shared);
     fresh_shared(slots[kSlots - 1]);
@@ -602,10 +631,20 @@ Mbarrier &mbarrier_at(int line, const uint64_t *barrier, bool writes, const void
 
 // The end of a phase orders what came before it with what comes after, for the whole block: coarser than
 // the hardware, so a race beside the barrier may go unseen, but none is made up.
-void end_phase(Mbarrier &m) {
-  if (m.pending || m.bytes) return;
+bool end_phase(Mbarrier &m) {
+  if (m.pending || m.bytes) return false;
   m.phase ^= 1, m.pending = m.count;
   ++block_step;
+  return true;
+}
+
+// What the open phase still waits for.
+void what_misses(char *to, int room, const uint64_t *barrier) {
+  const Mbarrier &m = *reinterpret_cast<const Mbarrier *>(barrier);
+  const int n = snprintf(to, room, " for the end of a phase of parity %u, which misses %u of %u arrivals", m.phase,
+                         m.pending, m.count);
+  if (m.bytes > 0) snprintf(to + n, room - n, " and %d bytes", m.bytes);
+  if (m.bytes < 0) snprintf(to + n, room - n, " and has %d bytes that nobody promised", -m.bytes);
 }
 
 bool mbarrier_passed(const uint64_t *barrier, uint32_t parity) {
@@ -630,26 +669,37 @@ void init_barrier(int line, uint64_t *barrier, uint32_t count) {
   Mbarrier &m = mbarrier_at(line, barrier, true, __builtin_return_address(0));
   if (count < 1 || count > 4095) misuse(line, "an mbarrier counts 1 to 4095 arrivals, not %u", count);
   m = {count, count, 0, 0, 0};
+  if (unfenced_barriers < kMaxUnfenced) unfenced[unfenced_barriers++] = {barrier, current};
+}
+
+// The barriers that this thread initialised become visible to bulk copies.
+void fence_init() {
+  int left = 0;
+  for (int i = 0; i < unfenced_barriers; ++i)
+    if (unfenced[i].thread != current) unfenced[left++] = unfenced[i];
+  unfenced_barriers = left;
 }
 
 void arrive(int line, uint64_t *barrier, uint32_t bytes) {
   Mbarrier &m = mbarrier_at(line, barrier, false, __builtin_return_address(0));
   if (!m.pending) misuse(line, "more arrivals than the %u that this phase of the mbarrier waits for", m.count);
   m.bytes += static_cast<int32_t>(bytes), m.pending -= 1;
-  end_phase(m);
+  if (end_phase(m)) wait_as(State::kReady, line);  // whoever waited for it goes first: what is still to be done here is late
 }
 
-// Waits until the phase is over, as a loop around the instruction does: it gives true.
+// The instruction gives up after a while. Here it does so at once, and the next time it waits for the end of
+// the phase: a loop around it is right, one question is not.
 bool wait(int line, uint64_t *barrier, uint32_t parity) {
   mbarrier_at(line, barrier, false, __builtin_return_address(0));
-  if (!mbarrier_passed(barrier, parity)) {
-    fibers[current].barrier = barrier, fibers[current].parity = parity;
-    wait_as(State::kAtMbarrier, line);
-  }
+  Fiber &me = fibers[current];
+  if (mbarrier_passed(barrier, parity)) return me.asked = false, true;
+  if ((me.asked = !me.asked)) return false;
+  me.barrier = barrier, me.parity = parity;
+  wait_as(State::kAtMbarrier, line);
   return true;
 }
 
-// The bytes land when nobody can run on: whoever reads before it waits finds what was there before.
+// The bytes land when nobody can run on.
 void copy_bulk(int line, void *to, const void *from, uint32_t bytes, uint64_t *barrier) {
   const void *pc = __builtin_return_address(0);
   need_shared(line, to, "the destination of a bulk copy");
@@ -657,6 +707,9 @@ void copy_bulk(int line, void *to, const void *from, uint32_t bytes, uint64_t *b
     if (reinterpret_cast<uintptr_t>(p) % 16)
       misuse(line, "addresses and size of a bulk copy must be multiples of 16 bytes");
   mbarrier_at(line, barrier, false, pc);
+  for (int i = 0; i < unfenced_barriers; ++i)
+    if (unfenced[i].barrier == barrier)
+      misuse(line, "the copy engine may not know this mbarrier yet: fence_mbarrier_init() is missing");
   for (uint32_t i = 0; i < bytes; i += 16) {
     access(static_cast<const char *>(from) + i, 16, false, pc);
     access(static_cast<char *>(to) + i, 16, true, pc);
