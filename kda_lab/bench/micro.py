@@ -61,7 +61,8 @@ def run(name: str, program: Path) -> list[dict]:
     """Runs one compiled program. Raises RuntimeError when it fails or prints no row."""
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=SECONDS)
     if done.returncode:
-        raise RuntimeError(f"{name} ended with status {done.returncode}: {done.stderr[-300:]}")
+        said = done.stdout[-1500:] + done.stderr[-300:]
+        raise RuntimeError(f"{name} ended with status {done.returncode}: {said}")
     rows = rows_of(name, done.stdout)
     if not rows:
         raise RuntimeError(f"{name} printed no measurement")

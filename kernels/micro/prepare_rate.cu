@@ -181,10 +181,21 @@ double measure(const char *name, double predicted) {
   return c;
 }
 
-// Relative error of the log decay of one logit by each formula.
-__global__ void weak(float logit, float *out) {
-  out[0] = fmaf(tanh_approx(0.5f * logit), -2.5f, -2.5f);
-  out[1] = -5.f * reciprocal(1.f + exp2_approx(-LOG2E * logit));
+// The log decay of logits first, first + step, ... by each formula.
+__global__ void decays(float first, float step, float *by_tanh, float *by_exp) {
+  const float logit = first + step * threadIdx.x;
+  by_tanh[threadIdx.x] = fmaf(tanh_approx(0.5f * logit), -2.5f, -2.5f);
+  by_exp[threadIdx.x] = -5.f * reciprocal(1.f + exp2_approx(-LOG2E * logit));
+}
+double worst_decay(float first, float last, bool by_tanh) {
+  constexpr int N = 1024;
+  const float step = (last - first) / N;
+  float *out = device<float>(2 * N);
+  decays<<<1, N>>>(first, step, out, out + N);
+  const auto x = host(out + (by_tanh ? 0 : N), N);
+  double worst = 0;
+  for (int i = 0; i < N; ++i) worst = std::max(worst, std::abs(x[i] / (-5 / (1 + std::exp(-double(first + step * i)))) - 1));
+  return worst;
 }
 
 int main() {
@@ -198,9 +209,8 @@ int main() {
   row("the gate by ex2 and rcp costs", exact - factors, "cycles", 700);
   row("the norm costs", norm - factors, "cycles", 550);
   row("the sigmoid of beta costs", beta - factors, "cycles", 10);
-  float *out = device<float>(2);
-  weak<<<1, 1>>>(-8.5f, out);
-  const double right = -5 / (1 + std::exp(8.5));
-  row("log decay of logit -8.5 by tanh", std::abs(host(out, 2)[0] / right - 1), "relative error", 1);
-  row("log decay of logit -8.5 by ex2 and rcp", std::abs(host(out, 2)[1] / right - 1), "relative error", 1e-6);
+  row("log decay by tanh, logits -1.5 to 3 (strong)", worst_decay(-1.5f, 3, true), "relative error", 3e-3);
+  row("log decay by tanh, logits -7.5 to -3.5 (weak)", worst_decay(-7.5f, -3.5f, true), "relative error", 0.4);
+  row("log decay by tanh, logits -11 to -6 (long)", worst_decay(-11, -6, true), "relative error", 15);
+  row("log decay by ex2 and rcp, logits -11 to 3", worst_decay(-11, 3, false), "relative error", 1e-6);
 }

@@ -23,9 +23,10 @@ using skeleton::Problem;
 constexpr int C = 16, K = 128, V = 128, STAGES = 4, GROUP = 128, PREPARERS = 2 * GROUP, THREADS = 512;
 constexpr float LOG2E = 1.4426950408889634f;
 
+struct alignas(1024) Scratch : PrepareShared {};  // each at a multiple of 256: the swizzle is an XOR of addresses
 struct Shared {
   unsigned char image[STAGES][Chunk::BYTES];
-  alignas(1024) PrepareShared prepare[2];
+  Scratch prepare[2];
   alignas(8) uint64_t full[STAGES], empty[STAGES];
 };
 
