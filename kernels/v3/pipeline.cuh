@@ -72,8 +72,7 @@ struct Recur {
   // them over, which works by whole warpgroups: two idle warps fill up the one that loads and stores.
   static constexpr bool MOVES_REGISTERS = SLAB == V;
   static constexpr int THREADS = 32 * (WARPS + (MOVES_REGISTERS ? 4 : 2));
-  static constexpr int COPY_REGISTERS = 32;
-  static constexpr int MATH_REGISTERS = WARPS == 4 ? 224 : 232;
+  static constexpr int COPY_REGISTERS = 32, MATH_REGISTERS = 224;
   static constexpr int LAUNCH_REGISTERS = 65536 / BLOCKS_PER_SM / THREADS / 8 * 8;
   static_assert(V % SLAB == 0, "slabs must tile the value channels");
   static_assert(!MOVES_REGISTERS || (WARPS % 4 == 0 && 32 * WARPS * MATH_REGISTERS + 128 * COPY_REGISTERS <= THREADS * LAUNCH_REGISTERS),

@@ -5,9 +5,6 @@
 #include "../v2/prepare.cuh"
 #include "pipeline.cuh"
 
-#ifndef PREPARE_BLOCKS
-#define PREPARE_BLOCKS 7
-#endif
 namespace kda::v3 {
 
 using v2::Prepare, v2::HALF;
@@ -30,7 +27,7 @@ struct PrepareShared : v2::PrepareShared {
 static_assert(Prepare::BLOCKS_PER_SM * (sizeof(PrepareShared) + 1024) <= 228 * 1024, "shared memory of an SM");
 
 template <int GATE, typename GatePair>  // GatePair: float2 or uint32_t (packed bf16)
-__global__ void __launch_bounds__(Prepare::THREADS, PREPARE_BLOCKS)
+__global__ void __launch_bounds__(Prepare::THREADS, Prepare::BLOCKS_PER_SM)
     prepare(const __grid_constant__ kda_args a, const __grid_constant__ Maps maps) {
   using v2::exp2_approx, v2::gate_pair, v2::high_bf16, v2::ldmatrix, v2::load_pair, v2::log2_decay, v2::low_bf16, v2::mma,
       v2::pack_bf16, v2::Place, v2::place_of, v2::rsqrt_approx, v2::tile_offset, v2::write_inverse;

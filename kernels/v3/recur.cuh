@@ -165,7 +165,7 @@ __device__ __forceinline__ void compute_chunks(const kda_args &a, typename R::Sh
 
   // S^T: s[mt][nt] is value channels 16 mt + (g, g + 8), key channels 8 nt + (2t, 2t + 1).
   float s[TILES][K / 8][4];
-  const uint32_t pair = static_cast<uint32_t>(w.n) * a.heads_v + w.hv;  // fewer than blocks
+  const uint32_t pair = static_cast<uint32_t>(w.n) * a.heads_v + w.hv;  // there are no more than blocks
   if (!a.initial_state)
     for_state<R>(s, [&](float &x, int, int) { x = 0.f; });
   else if (a.state_dtype == KDA_BF16)
@@ -211,7 +211,8 @@ __device__ __forceinline__ void compute_chunks(const kda_args &a, typename R::Sh
       s1[0] *= d1[0], s1[1] *= d1[1], s1[2] *= d1[0], s1[3] *= d1[1];
     }
   };
-  // V^T, T' and M of the chunk to come.
+  // V^T, T' and M of the chunk to come, read as soon as the last products are issued; two tiles leave no registers for that.
+  constexpr bool AHEAD = TILES == 1;
   uint32_t v[TILES][4], bt[4], bm[4];
   const auto read_operands = [&](uint32_t slot) {
 #pragma unroll
@@ -224,7 +225,7 @@ __device__ __forceinline__ void compute_chunks(const kda_args &a, typename R::Sh
   KDA_TRACE_WARP(trace::MATH_WARP + warp);
   if (w.length > 0) {
     barrier(offsetof(Shared, full), 0).wait(0);
-    read_operands(0);
+    if (AHEAD) read_operands(0);
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) read_state(image_at(0), image_at(0) + Chunk::DECAY, step);
   }
@@ -241,6 +242,7 @@ __device__ __forceinline__ void compute_chunks(const kda_args &a, typename R::Sh
     const uint32_t decays = more ? next_image + Chunk::DECAY : base + static_cast<uint32_t>(offsetof(Shared, ones));
 
     // ---- R^T = V^T - r, U^T = R^T T'^T
+    if (!AHEAD) read_operands(at.slot);
     float product[TILES][2][4] = {};
 #pragma unroll
     for (int mt = 0; mt < TILES; ++mt) {
@@ -267,10 +269,8 @@ __device__ __forceinline__ void compute_chunks(const kda_args &a, typename R::Sh
     }
     KDA_TRACE_SPAN(trace::SOLVE, at.slot, at.parity);
 
-    // ---- One pass over S: add U^T K-, and two slices behind it read for the next chunk.
-#ifndef BEHIND
-#define BEHIND 2
-#endif
+    // ---- One pass over S: add U^T K-, and three slices behind it read for the next chunk.
+    constexpr int BEHIND = 3;
 #pragma unroll
     for (int step = 0; step < STEPS + BEHIND; ++step) {
       if (step < STEPS) {
@@ -296,7 +296,7 @@ __device__ __forceinline__ void compute_chunks(const kda_args &a, typename R::Sh
       }
       if (step >= BEHIND) read_state(next_image, decays, step - BEHIND);
     }
-    read_operands(next.slot);
+    if (AHEAD) read_operands(next.slot);
     __syncwarp();
     if (lane == 0) barrier(offsetof(Shared, done), at.slot).arrive();
     KDA_TRACE_SPAN(trace::STATE, at.slot, at.parity);
@@ -311,7 +311,8 @@ __device__ __forceinline__ void compute_chunks(const kda_args &a, typename R::Sh
 }
 
 template <class R>
-__global__ void __launch_bounds__(R::THREADS, R::BLOCKS_PER_SM) recur(const __grid_constant__ kda_args a, const __grid_constant__ CUtensorMap v, const __grid_constant__ CUtensorMap o) {
+__global__ void __launch_bounds__(R::THREADS, R::BLOCKS_PER_SM) recur(const __grid_constant__ kda_args a, const __grid_constant__ CUtensorMap v,
+                                                                               const __grid_constant__ CUtensorMap o) {
   extern __shared__ __align__(1024) unsigned char shared[];
   typename R::Shared &sm = *reinterpret_cast<typename R::Shared *>(shared);
   const int warp = threadIdx.x / 32;

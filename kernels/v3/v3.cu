@@ -13,9 +13,9 @@
 //
 // Predicted for one H100, T = 8192, H = 96, against v2's model (v2.cu): bytes as there, 0.79 ms if neither kernel stalls.
 //   prepare  no longer waits for its own loads and stores one by one: 10 % off.
-//   recur    54 mma.sync a warp and chunk for 16 value channels, 6.5 cycles each, are 350 cycles. Between two passes stand R
-//            and U, three products deep: 150. So 500 cycles a chunk for a warp alone on its scheduler, where v2 takes 1500,
-//            and 800 for two of them: 0.25 ms, now under the 0.36 ms of traffic. Together 0.8 ms.
+//   recur    54 mma.sync a warp and chunk for every 16 value channels, 6.5 cycles each, are 350 cycles. Between two passes stand
+//            R and U, three products deep: 150. So 500 cycles a chunk for a warp with 16 value channels, where v2 takes 1500,
+//            and 850 with 32: 0.25 ms, now under the 0.36 ms of traffic. Together 0.8 ms.
 //
 // Ledger rows: rung v3, direction forward.
 #include "../common/host.h"
@@ -25,17 +25,7 @@
 
 namespace kda::v3 {
 
-#ifndef CONFIG
-#define CONFIG 0
-#endif
-#if CONFIG == 1
-using Many = Recur<8, 1, 1, 8>; using Whole = Recur<8, 1, 1, 8>;
-#elif CONFIG == 2
-using Many = Recur<4, 2, 2, 6>; using Whole = Recur<4, 2, 2, 6>;
-#else
-using Many = Recur<4, 2, 2, 6>; using Whole = Recur<8, 1, 1, 8>;
-#endif
-
+// Slots of the workspace: chunks of every sequence, and with cu_seqlens one spare a sequence (v2/traits.cuh).
 int64_t slots_of(const kda_args &a) {
   return a.cu_seqlens_bits ? a.tokens / C + a.sequences : a.batch * v2::chunks_of(a.tokens);
 }
@@ -54,13 +44,6 @@ const char *declines(const kda_args &a) {
   return nullptr;
 }
 
-#ifdef OLD_PREPARE
-template <int GATE>
-kda_status launch_prepare(const kda_args &a) {
-  const auto kernel = a.g.dtype == KDA_F32 ? v2::prepare<GATE, float2> : v2::prepare<GATE, uint32_t>;
-  return launch(kernel, slots_of(a) * a.heads_v, v2::Prepare::THREADS, sizeof(v2::PrepareShared), a.stream, "v3 prepare", a);
-}
-#else
 template <int GATE>
 kda_status launch_prepare(const kda_args &a) {
   if (a.batch == 0 || a.tokens == 0) return KDA_OK;  // no chunk, and no tensor map: the driver refuses empty tensors
@@ -74,13 +57,12 @@ kda_status launch_prepare(const kda_args &a) {
   return launch(kernel, slots_of(a) * a.heads_v, Prepare::THREADS, sizeof(PrepareShared), a.stream, "v3 prepare", a,
                 Maps{*map_q, *map_k, *map_g});
 }
-#endif
 
 template <class R>
 kda_status launch_recur(const kda_args &a) {
   static thread_local TensorMapCache v, o;
   static const CUtensorMap nothing{};
-  const CUtensorMap *map_v = &nothing, *map_o = &nothing;
+  const CUtensorMap *map_v = &nothing, *map_o = &nothing;  // without tokens no copy is started, but states are still passed on
   if (a.batch > 0 && a.tokens > 0) {
     const CUtensorMapSwizzle swizzle = R::PANEL == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
     kda_status status = v.encode(a.v, a.batch, a.tokens, a.heads_v, V, R::PANEL, C, swizzle, &map_v);
@@ -103,8 +85,7 @@ kda_status forward(const kda_args &a) {
   const int64_t pairs = a.sequences * a.heads_v;
   if (pairs * 4 <= sms) return launch_recur<Recur<2, 1, 1, 8>>(a);
   if (pairs * 2 <= sms) return launch_recur<Recur<4, 1, 1, 8>>(a);
-  if (pairs <= sms) return launch_recur<Whole>(a);
-  return launch_recur<Many>(a);
+  return launch_recur<Recur<4, 2, 2, 6>>(a);
 }
 
 }  // namespace kda::v3
