@@ -99,6 +99,17 @@ RUNGS: dict[str, Rung] = {
             claims=("HMMA.16816",),
             spills={"prepare": 4},  # on sm_80, in two variants; none on sm_90a
         ),
+        Rung(
+            "v3",
+            "the copy engine and warp roles: loads, products and stores each in warps of their own",
+            ("v3/v3.cu",),
+            architectures=("90a",),
+            shapes=((128, 128),),
+            inputs=("bfloat16",),
+            states=("float32", "bfloat16"),
+            claims=("HMMA.16816", "UTMALDG", "UBLKCP", "SYNCS", "USETMAXREG"),
+            cutlass=True,
+        ),
     )
 }
 
