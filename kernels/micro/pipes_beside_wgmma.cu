@@ -5,7 +5,7 @@
 // Method: one block an SM; 2 warpgroups run RS wgmmas m64n64k16, 2 others a fixed number of one instruction in 8 independent chains a thread,
 // about a third as long. Alone: instructions a cycle and SM. Beside wgmma: how much longer they take, and what a wgmma takes
 // meanwhile: the cycles by which all wgmmas end later were lost while the others ran.
-// Prediction: ex2, tanh, rcp 16 a cycle and SM; cvt.rn.bf16x2 64 (half rate, two numbers each); fma 128; 4-byte shared stores 32, 128 B a
+// Prediction: ex2, tanh 16 a cycle and SM; cvt.rn.bf16x2 64 (half rate, two numbers each); fma 128; 4-byte shared stores 32, 128 B a
 // cycle. Beside wgmma none takes longer (1.0): registers of A are read from the same banks, but only 2 KB of every 32 cycles, and
 // wgmma stays at 32, except beside shared stores, which share 128 B a cycle with B's 2 KB every 32 cycles (half of them): 1.5.
 // (Not predicted, and seen: accumulators are registers too, 16 KB read and 16 KB written every 32 cycles.)
@@ -14,7 +14,7 @@
 
 using namespace lab;
 
-enum Pipe { EX2, TANH, RCP, CVT, FMA, STS };
+enum Pipe { EX2, TANH, CVT, FMA, STS };
 constexpr int ROUNDS = 128, UNROLLED = 4, CHAINS = 8, WORK = ROUNDS * UNROLLED * CHAINS;  // instructions a thread
 
 template <Pipe P>
@@ -29,7 +29,6 @@ __device__ __forceinline__ float work(float seed, uint32_t address) {
       const int j = n % CHAINS;
       if constexpr (P == EX2) asm volatile("ex2.approx.ftz.f32 %0, %0;" : "+f"(x[j]));
       if constexpr (P == TANH) asm volatile("tanh.approx.f32 %0, %0;" : "+f"(x[j]));
-      if constexpr (P == RCP) asm volatile("rcp.approx.ftz.f32 %0, %0;" : "+f"(x[j]));
       if constexpr (P == CVT) {
         uint32_t y;
         asm volatile("cvt.rn.bf16x2.f32 %0, %1, %1;" : "=r"(y) : "f"(x[j]));
@@ -114,7 +113,6 @@ void measure(const char *name, double predicted, double slower, double wgmma_cyc
 int main() {
   measure<EX2>("ex2", 16, 1, 32);
   measure<TANH>("tanh", 16, 1, 32);
-  measure<RCP>("rcp", 16, 1, 32);
   measure<CVT>("cvt.bf16x2", 64, 1, 32);
   measure<FMA>("fma", 128, 1, 32);
   measure<STS>("4-byte shared stores", 32, 1.5, 48);
