@@ -110,6 +110,16 @@ RUNGS: dict[str, Rung] = {
             claims=("HMMA.16816", "UTMALDG", "UBLKCP", "SYNCS", "USETMAXREG"),
             cutlass=True,
         ),
+        Rung(
+            "v4",
+            "chunks of 64, re-based every 16, and the state in wgmma accumulators",
+            ("v4/v4.cu",),
+            architectures=("90a",),
+            shapes=((128, 128),),
+            inputs=("bfloat16",),
+            states=("float32", "bfloat16"),
+            claims=("HGMMA", "UBLKCP", "SYNCS"),
+        ),
     )
 }
 

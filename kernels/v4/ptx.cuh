@@ -39,14 +39,14 @@ __device__ __forceinline__ void stmatrix_trans(uint32_t address, const uint32_t 
                ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
 }
 
+__device__ __forceinline__ uint4 load_shared(uint32_t address) {
+  uint4 x;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(address) : "memory");
+  return x;
+}
 // 16 bytes from global to shared memory, past the registers and the L1 cache; zeros if not `valid`.
 __device__ __forceinline__ void cp_async(uint32_t shared, const void *global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0) : "memory");
-}
-__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int GROUPS>  // returns when at most GROUPS of this thread's youngest groups are still under way
-__device__ __forceinline__ void cp_async_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
 }
 
 // ---- mbarrier: 8 bytes of shared memory that count arrivals and bytes. Each time both counts are met, a phase ends.
@@ -61,6 +61,9 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
 }
 __device__ __forceinline__ void barrier_arrive_expect(uint32_t barrier, int bytes) {  // and `bytes` are still to land
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive_after_copies(uint32_t barrier) {  // when this thread's cp_async have landed
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
 // Waits for the end of the phase of this parity: a barrier's first phase is 0, the next 1, then 0 again.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
@@ -80,6 +83,10 @@ __device__ __forceinline__ void bulk_copy(uint32_t shared, const void *global, i
 }
 // Orders what this thread read or wrote before it against later accesses of the copy engine and of wgmma.
 __device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Returns when the kernel before this one in the stream has ended and its writes can be seen. Only for a kernel launched
+// with programmatic stream serialization, which starts earlier.
+__device__ __forceinline__ void wait_for_kernel_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 // The registers of a block are shared out by warpgroup: COUNT a thread from here on, a multiple of 8.
 template <int COUNT>
@@ -134,18 +141,19 @@ __device__ __forceinline__ void wgmma(float (&d)[8], const uint32_t (&a)[4], Ope
       : KDA_8(d)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.descriptor()), "r"(static_cast<int>(add)));
 }
-// d [64,64] (+)= a [64,16] b [16,64], rows of b in memory are n.
-__device__ __forceinline__ void wgmma(float (&d)[4][8], const uint32_t (&a)[4], Operand b, bool add) {
+// d [64,64] (+)= SIGN a [64,16] b [16,64], rows of b in memory are n.
+template <int SIGN = 1>
+__device__ __forceinline__ void wgmma(float (&d)[4][8], const uint32_t (&a)[4], Operand b, bool add = true) {
   asm volatile(
       "{\n"
       ".reg .pred add;\n"
       "setp.ne.b32 add, %37, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
       "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
-      "{%32,%33,%34,%35}, %36, add, 1, 1, 0;\n"
+      "{%32,%33,%34,%35}, %36, add, %38, 1, 0;\n"
       "}"
       : KDA_32(d)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.descriptor()), "r"(static_cast<int>(add)));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.descriptor()), "r"(static_cast<int>(add)), "n"(SIGN));
 }
 // d [64,128] += a [64,16] b [16,128], rows of b in memory are k.
 __device__ __forceinline__ void wgmma_transposed(float (&d)[8][8], const uint32_t (&a)[4], Operand b) {
