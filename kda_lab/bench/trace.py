@@ -24,7 +24,7 @@ from kda_lab.native.rungs import RUNGS, closure
 from kda_lab.native.toolchain import Unbuildable
 
 HOOKS = "common/trace.cuh"
-ROLES = ("load", "store", *(f"math {i}" for i in range(8)))  # kda::trace::Role
+ROLES = ("load", "load v", "store", *(f"math {i}" for i in range(8)))  # kda::trace::Role
 WHATS = ("wait", "load", "store", "solve", "state")  # kda::trace::What
 SPANS = 512  # records of a warp for which there is room
 

@@ -25,7 +25,7 @@
 namespace kda::trace {
 
 // kda_lab/bench/trace.py has the names, in the same order.
-enum Role { LOAD_WARP, STORE_WARP, MATH_WARP, ROLES = MATH_WARP + 8 };  // MATH_WARP + i is math warp i
+enum Role { LOAD_WARP, LOAD_V_WARP, STORE_WARP, MATH_WARP, ROLES = MATH_WARP + 8 };  // MATH_WARP + i is math warp i
 enum What { WAIT, LOAD, STORE, SOLVE, STATE };
 
 #ifdef KDA_TRACE

@@ -20,10 +20,10 @@ def records() -> bytes:
     """Two blocks on SMs whose clocks are far apart, as a kernel leaves them: slots, some unused."""
     slots = np.zeros((2, len(trace.ROLES), 3), RECORD)
     for block, clock in ((0, 10**15), (1, 5000)):
-        load, _, math = (slots[block, role] for role in range(3))
+        load, math = slots[block, 0], slots[block, 3]
         load[0] = (block, 0, 0, 3, 1, clock, clock + 40)
         load[1] = (block, 0, 1, 3, 0, clock + 40, clock + 300)
-        math[0] = (block, 2, 3, 2, 0, clock + 10, clock + 110)
+        math[0] = (block, 3, 3, 2, 0, clock + 10, clock + 110)
     return slots.tobytes()
 
 
@@ -91,8 +91,8 @@ def test_names_stand_in_the_order_of_the_header():
     whats = re.search(r"enum What \{([^}]*)\}", header)[1]
     assert tuple(word.strip().lower() for word in whats.split(",")) == trace.WHATS
     roles = re.search(r"enum Role \{([^}]*)\}", header)[1]
-    assert "LOAD_WARP, STORE_WARP, MATH_WARP, ROLES = MATH_WARP + 8" in roles
-    assert len(trace.ROLES) == 2 + 8
+    assert "LOAD_WARP, LOAD_V_WARP, STORE_WARP, MATH_WARP, ROLES = MATH_WARP + 8" in roles
+    assert trace.ROLES[:4] == ("load", "load v", "store", "math 0") and len(trace.ROLES) == 3 + 8
     fields = re.search(r"struct Record \{[^\n]*\n(.*?)\};", header, re.DOTALL)[1]
     assert re.findall(r"(\w+)(?=[,;])", fields) == list(RECORD.names)
 
