@@ -235,7 +235,8 @@ def cached(stem: str, suffix: str, sources: Iterable[str | bytes], make) -> Path
 
 
 def identity(cxx: str) -> str:
-    files = "".join((HERE / name).read_text() for name in ("kda_exercise.cuh", "runtime.cpp"))
+    names = ("kda_exercise.cuh", "runtime.cpp", "compile.py")
+    files = "".join((HERE / name).read_text() for name in names)
     return "\0".join([toolchain.compiler_version(cxx), cxx, *WATCHED, files])
 
 
