@@ -434,4 +434,6 @@ def main(argv: list[str]) -> int:
             torch.cuda.empty_cache()
     counts = {s: sum(row["status"] == s for row in rows) for s in ledger.STATUSES}
     say(", ".join(f"{n} {s.replace('_', ' ')}" for s, n in counts.items() if n) + f"; wrote {path}")
+    if path and out.resolve() != ledger.directory().resolve():
+        say(f"ledger: {ledger.add(path).name}")
     return 1 if counts["failed"] else 0
