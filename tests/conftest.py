@@ -16,12 +16,15 @@ COMPILES = (
     "kernels/test_abi.py", "kernels/test_build.py", "kernels/test_cpu.py", "kernels/test_machine_code.py",
     "kernels/test_prepared.py", "grading/test_cuda.py",
 )  # fmt: skip
-CUDA = [key for key, file in source.exercise_files().items() if file.cuda]
+CUDA = {stem: file for stem, file in source.exercise_files().items() if file.cuda}
+CUDA_NAMES = [*CUDA, *(key for file in CUDA.values() for key in file.statements)]
 
 
 def compiles(item: pytest.Item) -> bool:
     """Whether a test needs a compiler: those of whole files, and of the CUDA exercises."""
-    return item.path.as_posix().endswith(COMPILES) or bool(re.search(rf"\[({'|'.join(CUDA)})\b", item.name))
+    return item.path.as_posix().endswith(COMPILES) or bool(
+        re.search(rf"\[({'|'.join(map(re.escape, CUDA_NAMES))})\b", item.name)
+    )
 
 
 def without_compiler() -> str | None:
@@ -40,7 +43,9 @@ def pytest_configure(config):
 
 def pytest_report_header(config):
     if reason := without_compiler():
-        return f"left out, as nothing can be compiled here: {', '.join([*COMPILES, *CUDA])} ({reason})"
+        return (
+            f"left out, as nothing can be compiled here: {', '.join([*COMPILES, *CUDA])} ({reason})"
+        )
     return None
 
 

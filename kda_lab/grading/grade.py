@@ -28,7 +28,7 @@ def selected(targets: list[str]) -> list[str]:
         elif "." in target:
             ids.append(source.statement(target).id)
         else:
-            ids += source.exercise_file(target).statements
+            ids += [key for file in source.notebook_files(target) for key in file.statements]
     return list(dict.fromkeys(ids))
 
 

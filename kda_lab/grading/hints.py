@@ -35,8 +35,9 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     try:
         if "." not in options.exercise:
-            ids = source.exercise_file(options.exercise).statements
-            raise KeyError(f"{options.exercise} is a file; its exercises are {', '.join(ids)}")
+            files = source.notebook_files(options.exercise)
+            ids = ", ".join(key for file in files for key in file.statements)
+            raise KeyError(f"{options.exercise} is no exercise; its exercises are {ids}")
         print(next_hint(options.exercise))
     except KeyError as error:
         print(f"kda-lab hint: {error.args[0]}", file=sys.stderr)

@@ -9,6 +9,7 @@ from kda_lab.grading.source import (
     exercise_files,
     exercises,
     mutant_function,
+    notebook_files,
     statement,
 )
 
@@ -42,4 +43,5 @@ def matrix(exercise_id: str) -> str:
 
 if __name__ == "__main__":
     for key in sys.argv[1:] or exercise_files():
-        print("\n\n".join(matrix(exercise_id) for exercise_id in exercise_file(key).statements))
+        ids = [exercise_id for file in notebook_files(key) for exercise_id in file.statements]
+        print("\n\n".join(matrix(exercise_id) for exercise_id in ids))

@@ -8,9 +8,8 @@ from pathlib import Path
 from kda_lab.grading import source, store
 
 
-def reset(key: str) -> tuple[Path, Path | None]:
-    """Write the stub of `ex04`; returns its path and where the old file went, if there was one."""
-    file = source.exercise_file(key)
+def reset(file: source.ExerciseFile) -> tuple[Path, Path | None]:
+    """Write the file's stub; returns its path and where the old file went, if there was one."""
     path = store.exercises_folder() / file.filename
     kept = None
     if path.exists() and path.read_bytes() != file.stub.encode():
@@ -24,12 +23,13 @@ def reset(key: str) -> tuple[Path, Path | None]:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("kda-lab reset", description=__doc__)
-    parser.add_argument("file", help="such as ex04")
+    parser.add_argument("file", help="such as ex04, or ex13_pipelines for one of two")
     options = parser.parse_args(argv)
     try:
-        path, kept = reset(options.file)
+        files = source.notebook_files(options.file)
     except KeyError as error:
         print(f"kda-lab reset: {error.args[0]}", file=sys.stderr)
         return 2
-    print(f"{path} is the stub again." + (f" Yours is kept in {kept}" if kept else ""))
+    for path, kept in map(reset, files):
+        print(f"{path} is the stub again." + (f" Yours is kept in {kept}" if kept else ""))
     return 0

@@ -74,29 +74,39 @@ def course_files(name: str) -> Path:
 
 @cache
 def exercise_files() -> dict[str, ExerciseFile]:
-    """Every exercise file of the course by key (`ex04`), in order."""
+    """Every exercise file of the course by stem (`ex04_recurrence`), in order."""
     paths = sorted(course_files("solutions").glob("ex[0-9][0-9]_*"))
     return {
-        path.stem.split("_")[0]: parse(path.stem, path.read_text(), path.suffix)
+        path.stem: parse(path.stem, path.read_text(), path.suffix)
         for path in paths
         if path.suffix in SUFFIXES
     }
 
 
+def notebook_files(key: str) -> list[ExerciseFile]:
+    """The files of `ex04`, mostly one; or the one of `ex04_recurrence` or `ex04.kda_step`."""
+    files = exercise_files().values()
+    first = key.split(".")[0]
+    found = [f for f in files if f.key == first or f.stem == first]
+    if not found:
+        raise KeyError(
+            f"no exercise file {key!r}; there are {', '.join({f.key: 0 for f in files})}"
+        )
+    return [f for f in found if key in f.statements] or found
+
+
 def exercise_file(key: str) -> ExerciseFile:
-    """The file of `ex04`, `ex04_recurrence` or `ex04.kda_step`."""
-    found = exercise_files().get(re.split(r"[._]", key)[0])
-    if found is None:
-        raise KeyError(f"no exercise file {key!r}; there are {', '.join(exercise_files())}")
-    return found
+    """The file of `ex04.kda_step` or `ex04_recurrence`; of `ex04` the first."""
+    return notebook_files(key)[0]
 
 
 def statement(exercise_id: str) -> Statement:
     """The statement of `ex04.kda_step`."""
-    file = exercise_file(exercise_id)
-    if exercise_id not in file.statements:
-        raise KeyError(f"no exercise {exercise_id!r}; {file.key} has {', '.join(file.statements)}")
-    return file.statements[exercise_id]
+    files = notebook_files(exercise_id)
+    if exercise_id not in files[0].statements:
+        ids = ", ".join(key for file in files for key in file.statements)
+        raise KeyError(f"no exercise {exercise_id!r}; {files[0].key} has {ids}")
+    return files[0].statements[exercise_id]
 
 
 @dataclass(frozen=True)
@@ -272,16 +282,17 @@ def load(text: str, name: str) -> ModuleType:
 
 
 @cache
-def model_module(key: str) -> ModuleType:
-    file = exercise_file(key)
-    return load(file.text, f"kda_lab_model_{file.key}")
+def model_module(stem: str) -> ModuleType:
+    file = exercise_file(stem)
+    return load(file.text, f"kda_lab_model_{file.stem}")
 
 
 def model(exercise_id: str):
     """The model solution's function; of a CUDA exercise, one that launches it on the host."""
-    if exercise_file(exercise_id).cuda:
+    file = exercise_file(exercise_id)
+    if file.cuda:
         return _cuda(exercise_id, "")
-    return getattr(model_module(exercise_id.split(".")[0]), statement(exercise_id).name)
+    return getattr(model_module(file.stem), statement(exercise_id).name)
 
 
 def _cuda(exercise_id: str, text: str) -> Function:

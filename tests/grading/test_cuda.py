@@ -209,6 +209,41 @@ def test_what_breaks_a_pipeline_is_found(old, new, words):
         )
 
 
+BY_HAND = """
+__global__ void by_hand(const float *x, float *y, int turns) {
+  __shared__ float line[32];
+  __shared__ uint64_t full, empty;
+  if (threadIdx.x == 0) mbarrier_init(&full, 32), mbarrier_init(&empty, 1);
+  __syncthreads();
+  const int lane = threadIdx.x % 32;
+  for (int i = 0; i < turns; ++i)
+    if (threadIdx.x < 32) {
+      while (!mbarrier_try_wait_parity(&full, i & 1)) {}
+      y[32 * i + lane] = line[31 - lane];
+      __syncwarp();
+      if (lane == 0) mbarrier_arrive(&empty);
+    } else {
+      while (!mbarrier_try_wait_parity(&empty, ~i & 1)) {}
+      line[lane] = x[32 * i + lane];
+      mbarrier_arrive(&full);
+    }
+}
+"""
+
+
+def test_an_mbarrier_orders_those_who_arrive_with_those_who_wait_and_nobody_else():
+    x, y = torch.randn(6 * 32), torch.zeros(6 * 32)
+    kernel(BY_HAND, "by_hand")(x, y, 6, block=64)
+    assert torch.equal(y, x.reshape(6, 32).flip(1).reshape(-1))
+    with pytest.raises(worker.Fault, match="which thread .* reads, and no barrier stands"):
+        kernel(BY_HAND.replace("      __syncwarp();\n", ""), "by_hand")(x, y, 6, block=64)
+    with pytest.raises(worker.Fault, match="no barrier stands"):  # other threads' arrivals
+        arrive = (
+            "if (lane < 31) mbarrier_arrive(&full);\n      if (lane == 0) mbarrier_arrive(&full);"
+        )
+        kernel(BY_HAND.replace("mbarrier_arrive(&full);", arrive), "by_hand")(x, y, 6, block=64)
+
+
 def test_a_read_before_the_copy_has_landed_is_found():
     """Even by the thread that started the copy, with nobody else there."""
     text = """

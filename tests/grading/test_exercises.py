@@ -12,8 +12,8 @@ from kda_lab.grading.runner import Local, Submission
 
 ALL = source.exercise_files()
 TESTS = Path(source.PACKAGE) / "grading" / "exercises"
-FILES = {key: file for key, file in ALL.items() if (TESTS / f"{file.stem}.py").exists()}
-PYTHON = [key for key, file in FILES.items() if not file.cuda]
+FILES = {stem: file for stem, file in ALL.items() if (TESTS / f"{stem}.py").exists()}
+PYTHON = [stem for stem, file in FILES.items() if not file.cuda]
 IDS = [key for file in FILES.values() for key in file.statements]
 
 
@@ -26,7 +26,8 @@ MUTANTS = [(key, m.name) for key in IDS for m in exercise_of(key).mutants]
 
 def test_every_file_has_its_tests():
     assert FILES == ALL
-    assert {p.name for p in TESTS.glob("ex*.py")} == {f"{file.stem}.py" for file in ALL.values()}
+    assert {p.stem for p in TESTS.glob("ex*.py")} == set(ALL)
+    assert len(IDS) == len(set(IDS)), "two files of a notebook share a name"
 
 
 @pytest.mark.parametrize("exercise_id", IDS)

@@ -57,9 +57,10 @@ struct Report {
   char printed[4000];
 };
 
-// Who touched a byte last: a thread of the launch, and how many barriers its block and warp had passed.
+// Who touched a byte last: a thread of the launch, how many barriers its block and warp had passed, and its
+// own clock.
 struct Touch {
-  int thread, block_step, warp_step;
+  int thread, block_step, warp_step, clock;
 };
 struct Cell {
   Touch write, read[2];  // of the readers two are kept, so that one differs from any writer
@@ -100,6 +101,14 @@ struct Copy {
 constexpr int kMaxCopies = 256;
 Copy flying[kMaxCopies];
 int copies;
+
+// Mbarriers order threads pair by pair, so a block that has one keeps vector clocks. A thread's clock counts
+// how often it has told others what it had done: arrived, started a copy, met them at a barrier.
+constexpr int kMaxMbarriers = 256;
+const uint64_t *mbarriers[kMaxMbarriers];
+int mbarrier_count;
+int *clocks;           // [threads][threads]: up to which clock of the second the first knows its work
+int *mbarrier_clocks;  // [2][kMaxMbarriers][threads]: the same, as its phases that are over bring, and the open one
 
 struct Unfenced {
   const uint64_t *barrier;
@@ -156,12 +165,49 @@ const char *here() { return place(current, block_number); }
   leave();
 }
 
+// ---- who knows of what -----------------------------------------------------------------------------------
+
+int *clock_of(int thread) { return clocks + int64_t(thread) * threads; }
+int *clock_of(int mbarrier, bool open) { return mbarrier_clocks + (int64_t(open) * kMaxMbarriers + mbarrier) * threads; }
+
+int find_mbarrier(const uint64_t *barrier) {
+  int i = mbarrier_count - 1;
+  while (i >= 0 && mbarriers[i] != barrier) --i;
+  return i;
+}
+
+void join(int *to, const int *from) {
+  for (int i = 0; i < threads; ++i) to[i] = to[i] < from[i] ? from[i] : to[i];
+}
+
+// The `count` threads from `first` on that `mask` names (all, where there are more than 32) meet.
+void meet(int first, int count, unsigned mask) {
+  if (!mbarrier_count) return;
+  static int met[kMaxThreads];
+  memset(met, 0, sizeof met);
+  for (int i = 0; i < count; ++i)
+    if (count > 32 || mask >> i & 1) join(met, clock_of(first + i));
+  for (int i = 0; i < count; ++i)
+    if (count > 32 || mask >> i & 1) {
+      memcpy(clock_of(first + i), met, threads * sizeof(int));
+      ++clock_of(first + i)[first + i];
+    }
+}
+
+// What this thread has done is known to whoever waits for the open phase.
+void tell(const uint64_t *barrier) {
+  const int i = find_mbarrier(barrier);
+  if (i >= 0) join(clock_of(i, true), clock_of(current));
+  if (i >= 0) ++clock_of(current)[current];
+}
+
 // ---- every access to memory ------------------------------------------------------------------------------
 
 bool apart(const Touch &a, const Touch &b) {  // no barrier between them
   if (a.thread < 0 || a.thread == b.thread) return false;
   if (a.thread / kMaxThreads != b.thread / kMaxThreads) return true;
   if (a.block_step != b.block_step) return false;
+  if (mbarrier_count && clock_of(b.thread % kMaxThreads)[a.thread % kMaxThreads] >= a.clock) return false;
   return a.thread / 32 != b.thread / 32 || a.warp_step == b.warp_step;
 }
 
@@ -178,7 +224,8 @@ void race(const Region &r, const char *at, const char *first, int other, const c
 }
 
 void track(const Region &r, const char *at, int bytes, bool write, const void *pc) {
-  const Touch now{block_number * kMaxThreads + current, block_step, warp_step[current / 32]};
+  const Touch now{block_number * kMaxThreads + current, block_step, warp_step[current / 32],
+                  mbarrier_count ? clock_of(current)[current] : 1};
   for (int i = 0; i < bytes; ++i) {
     Cell &cell = r.cells[at - r.base + i];
     if (apart(cell.write, now))
@@ -285,7 +332,7 @@ bool step_together(int thread) {
     lanes[lane] = &other.lane;
   }
   if (f.together) f.together(lanes);
-  else ++warp_step[first / 32];
+  else ++warp_step[first / 32], meet(first, 32, f.mask);
   for (int lane = 0; lane < 32; ++lane)
     if (f.mask >> lane & 1) fibers[first + lane].state = State::kReady;
   return true;
@@ -330,6 +377,7 @@ void release_barrier() {
     if (fibers[i].state == State::kReturned || fibers[i].line != fibers[0].line) stuck();
   for (int i = 0; i < threads; ++i) fibers[i].state = State::kReady;
   ++block_step;
+  meet(0, threads, ~0u);
 }
 
 void run_block() {
@@ -429,7 +477,7 @@ void run_grid() {
   for (int64_t b = 0; b < blocks; ++b) {
     const unsigned at = static_cast<unsigned>(b);
     blockIdx = {at % gridDim.x, at / gridDim.x % gridDim.y, at / (gridDim.x * gridDim.y)};
-    block_number = static_cast<int>(b), block_step = copies = unfenced_barriers = 0;
+    block_number = static_cast<int>(b), block_step = copies = mbarrier_count = unfenced_barriers = 0;
     memset(warp_step, 0, sizeof warp_step);
     fresh_shared(static_shared);
     fresh_shared(slots[kSlots - 1]);
@@ -629,12 +677,11 @@ Mbarrier &mbarrier_at(int line, const uint64_t *barrier, bool writes, const void
   return *reinterpret_cast<Mbarrier *>(const_cast<uint64_t *>(barrier));
 }
 
-// The end of a phase orders what came before it with what comes after, for the whole block: coarser than
-// the hardware, so a race beside the barrier may go unseen, but none is made up.
 bool end_phase(Mbarrier &m) {
   if (m.pending || m.bytes) return false;
   m.phase ^= 1, m.pending = m.count;
-  ++block_step;
+  const int i = find_mbarrier(reinterpret_cast<const uint64_t *>(&m));
+  if (i >= 0) join(clock_of(i, false), clock_of(i, true));
   return true;
 }
 
@@ -669,6 +716,15 @@ void init_barrier(int line, uint64_t *barrier, uint32_t count) {
   Mbarrier &m = mbarrier_at(line, barrier, true, __builtin_return_address(0));
   if (count < 1 || count > 4095) misuse(line, "an mbarrier counts 1 to 4095 arrivals, not %u", count);
   m = {count, count, 0, 0, 0};
+  if (!mbarrier_count)
+    for (int t = 0; t < threads; ++t) {
+      memset(clock_of(t), 0, threads * sizeof(int));
+      clock_of(t)[t] = 1;
+    }
+  int i = find_mbarrier(barrier);
+  if (i < 0 && mbarrier_count == kMaxMbarriers) misuse(line, "more than %d mbarriers", kMaxMbarriers);
+  if (i < 0) mbarriers[i = mbarrier_count++] = barrier;
+  for (const bool open : {false, true}) memset(clock_of(i, open), 0, threads * sizeof(int));
   if (unfenced_barriers < kMaxUnfenced) unfenced[unfenced_barriers++] = {barrier, current};
 }
 
@@ -684,6 +740,7 @@ void arrive(int line, uint64_t *barrier, uint32_t bytes) {
   Mbarrier &m = mbarrier_at(line, barrier, false, __builtin_return_address(0));
   if (!m.pending) misuse(line, "more arrivals than the %u that this phase of the mbarrier waits for", m.count);
   m.bytes += static_cast<int32_t>(bytes), m.pending -= 1;
+  tell(barrier);
   if (end_phase(m)) wait_as(State::kReady, line);  // whoever waited for it goes first: what is still to be done here is late
 }
 
@@ -692,10 +749,13 @@ void arrive(int line, uint64_t *barrier, uint32_t bytes) {
 bool wait(int line, uint64_t *barrier, uint32_t parity) {
   mbarrier_at(line, barrier, false, __builtin_return_address(0));
   Fiber &me = fibers[current];
-  if (mbarrier_passed(barrier, parity)) return me.asked = false, true;
-  if ((me.asked = !me.asked)) return false;
-  me.barrier = barrier, me.parity = parity;
-  wait_as(State::kAtMbarrier, line);
+  if (!mbarrier_passed(barrier, parity)) {
+    if ((me.asked = !me.asked)) return false;
+    me.barrier = barrier, me.parity = parity;
+    wait_as(State::kAtMbarrier, line);
+  }
+  me.asked = false;
+  if (const int i = find_mbarrier(barrier); i >= 0) join(clock_of(current), clock_of(i, false));
   return true;
 }
 
@@ -716,6 +776,7 @@ void copy_bulk(int line, void *to, const void *from, uint32_t bytes, uint64_t *b
   }
   if (copies == kMaxCopies) misuse(line, "more than %d bulk copies are in flight", kMaxCopies);
   flying[copies++] = {to, from, bytes, barrier};
+  tell(barrier);
 }
 
 }  // namespace kda
@@ -819,7 +880,11 @@ __attribute__((visibility("default"))) void kda_launch(const char *name, const i
     for (int i = 0; stacks && i < kMaxThreads; ++i)
       mprotect(stacks + int64_t(i) * (kStack + kPage), kPage, PROT_NONE);
   }
-  if (!arena || !stacks) return unusable("this machine does not give enough address space");
+  if (!clocks) {
+    clocks = static_cast<int *>(reserve(4l * kMaxThreads * kMaxThreads, PROT_READ | PROT_WRITE));
+    mbarrier_clocks = static_cast<int *>(reserve(8l * kMaxMbarriers * kMaxThreads, PROT_READ | PROT_WRITE));
+  }
+  if (!arena || !stacks || !clocks || !mbarrier_clocks) return unusable("this machine does not give enough address space");
 
   void *values[kMaxArguments], *pointers[kMaxArguments];
   bool ready = open_region(kSlots - 1, shape[6], 4, true, "the dynamic shared memory");
