@@ -33,7 +33,7 @@ def order(call: Call) -> tuple[str, ...]:
 
 
 def choose(call: Call, backend: str | tuple[str, ...]) -> Backend:
-    """The backend named, or the first that serves the call of several or of the `auto` order.
+    """The backend named, or the first of the `auto` order, or of several in that order, that serves the call.
 
     Raises ValueError with the reason of each when none does.
     """
@@ -44,6 +44,9 @@ def choose(call: Call, backend: str | tuple[str, ...]) -> Backend:
         names = tuple(name for name in order(call) if name in BACKENDS)
     elif isinstance(backend, str):
         names = (backend,)
+    else:
+        asked = order(call)
+        names = tuple(sorted(names, key=lambda n: asked.index(n) if n in asked else len(asked)))
     reasons = []
     for name in names:
         if name not in BACKENDS:
