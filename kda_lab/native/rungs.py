@@ -119,6 +119,7 @@ RUNGS: dict[str, Rung] = {
             inputs=("bfloat16",),
             states=("float32", "bfloat16"),
             claims=("HGMMA", "UBLKCP", "SYNCS"),
+            spills={"prepare": 56},  # three blocks an SM, at 80 registers, are worth it
         ),
     )
 }
