@@ -14,9 +14,9 @@
 //                                       bytes that have landed. Addresses and bytes: multiples of 16
 #include "kda_exercise.cuh"
 
-constexpr int STAGES = 3;       // of the ring
-constexpr int TILE = 128;       // numbers in a tile
-constexpr int WARPS = 2;        // that use the tiles; the warp behind them loads
+constexpr int STAGES = 3;  // of the ring
+constexpr int TILE = 128;  // numbers in a tile
+constexpr int WARPS = 2;   // that use the tiles; the warp behind them loads
 constexpr int USERS = 32 * WARPS;
 
 // exercise ring_parity: 2 points, 10 minutes, 4 lines

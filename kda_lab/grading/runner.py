@@ -49,6 +49,7 @@ class Raised:
     at: tuple[
         int, ...
     ] = ()  # of a CUDA exercise: line, and offsets of the code and of shared memory
+    nameless: str = ""  # its text before shared arrays had their names, as a model's is
 
 
 @dataclass(frozen=True)
@@ -296,7 +297,7 @@ class Submission:
         if isinstance(reply, Raised) and self.library is not None:
             text = cuda.with_names(self.library, reply.text, reply.at)
             where = cuda.where(self.library, self.filename, self.text, reply.at)
-            return replace(reply, text=text, where=where)
+            return replace(reply, text=text, where=where, nameless=reply.text)
         return reply
 
     def ask(self, name: str, args: tuple, seconds: float) -> Reply:

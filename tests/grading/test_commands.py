@@ -96,6 +96,20 @@ def test_reset_and_hints_serve_both_kinds_of_file(key, course, capsys):
     assert status == 0 and file.statements[first].hints[0].splitlines()[0] in out
 
 
+def test_a_notebook_may_have_two_files(course, capsys):
+    files = source.notebook_files("ex13")
+    assert [file.stem for file in files] == ["ex13_pipelines", "ex13_pipelines_cuda"]
+    assert grade.selected(["ex13"]) == [key for file in files for key in file.statements]
+    assert grade.selected(["ex13_pipelines_cuda"]) == list(files[1].statements)
+    for file in files:
+        (course / "exercises" / file.filename).write_text(file.text)
+    assert typed("reset ex13_pipelines", capsys)[0] == 0
+    texts = [(course / "exercises" / file.filename).read_text() for file in files]
+    assert texts == [files[0].stub, files[1].text]
+    assert typed("reset ex13", capsys)[0] == 0
+    assert (course / "exercises" / files[1].filename).read_text() == files[1].stub
+
+
 def test_progress_counts_attempts_points_and_hints(course, capsys):
     put(course, WRONG)
     typed(f"grade {STEP}", capsys)

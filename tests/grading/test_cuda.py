@@ -244,6 +244,31 @@ def test_an_mbarrier_orders_those_who_arrive_with_those_who_wait_and_nobody_else
         kernel(BY_HAND.replace("mbarrier_arrive(&full);", arrive), "by_hand")(x, y, 6, block=64)
 
 
+def test_a_fault_is_told_from_others_wherever_its_lines_stand(tmp_path):
+    """One that looks nothing like the model: lane 0 arrives, and the other lanes have not read yet."""
+    (file,) = [f for f in source.notebook_files("ex13") if f.cuda]
+    said = source.statement("ex13.consumer_uses")
+    body = """
+  uint32_t parity = 0;
+  for (int first = 0, s = 0; first < n; first += TILE) {
+    while (!mbarrier_try_wait_parity(&full[s], parity)) {}
+    const int me = threadIdx.x;
+    const float a = ring[s][me], b = ring[s][me + 64];
+    if (me % 32 == 0) mbarrier_arrive(&empty[s]);
+    if (first + me < n) y[first + me] = a * factor;
+    if (first + me + 64 < n) y[first + me + 64] = b * factor;
+    if (++s == STAGES) s = 0, parity ^= 1;
+  }
+"""
+    stub = source.function_text(file.stub, ".cu", said.name)
+    own = stub.replace('NOT_ATTEMPTED("ex13.consumer_uses");', body)
+    (tmp_path / file.filename).write_text("\n\n" + file.stub.replace(stub, own))
+    with Submission(tmp_path, file.filename) as submission:
+        found = verdict(source.exercises(file)[said.id], said, submission)
+    assert (found.status, found.looks_like) == ("error", "no __syncwarp")
+    assert "ring[" in found.message and "shared memory[" not in found.message
+
+
 def test_a_read_before_the_copy_has_landed_is_found():
     """Even by the thread that started the copy, with nobody else there."""
     text = """

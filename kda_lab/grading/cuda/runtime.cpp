@@ -664,7 +664,7 @@ namespace {
 
 // How an mbarrier's 64 bits are used here. Shared memory starts as ones, which is no barrier.
 struct Mbarrier {
-  uint32_t count : 12, pending : 12, phase : 1, unused : 7;
+  uint32_t count : 12, pending : 12, phase : 8;  // the phase that is open, modulo 256
   int32_t bytes;  // expected and not yet there
 };
 static_assert(sizeof(Mbarrier) == 8, "as on the hardware");
@@ -679,7 +679,7 @@ Mbarrier &mbarrier_at(int line, const uint64_t *barrier, bool writes, const void
 
 bool end_phase(Mbarrier &m) {
   if (m.pending || m.bytes) return false;
-  m.phase ^= 1, m.pending = m.count;
+  m.phase += 1, m.pending = m.count;
   const int i = find_mbarrier(reinterpret_cast<const uint64_t *>(&m));
   if (i >= 0) join(clock_of(i, false), clock_of(i, true));
   return true;
@@ -688,14 +688,14 @@ bool end_phase(Mbarrier &m) {
 // What the open phase still waits for.
 void what_misses(char *to, int room, const uint64_t *barrier) {
   const Mbarrier &m = *reinterpret_cast<const Mbarrier *>(barrier);
-  const int n = snprintf(to, room, " for the end of a phase of parity %u, which misses %u of %u arrivals", m.phase,
-                         m.pending, m.count);
+  const int n = snprintf(to, room, " for the end of phase %u (parity %u), which misses %u of %u arrivals", m.phase,
+                         m.phase & 1, m.pending, m.count);
   if (m.bytes > 0) snprintf(to + n, room - n, " and %d bytes", m.bytes);
   if (m.bytes < 0) snprintf(to + n, room - n, " and has %d bytes that nobody promised", -m.bytes);
 }
 
 bool mbarrier_passed(const uint64_t *barrier, uint32_t parity) {
-  return reinterpret_cast<const Mbarrier *>(barrier)->phase != (parity & 1);
+  return reinterpret_cast<const Mbarrier *>(barrier)->phase % 2 != (parity & 1);
 }
 
 void land_copies() {
@@ -715,7 +715,7 @@ namespace kda {
 void init_barrier(int line, uint64_t *barrier, uint32_t count) {
   Mbarrier &m = mbarrier_at(line, barrier, true, __builtin_return_address(0));
   if (count < 1 || count > 4095) misuse(line, "an mbarrier counts 1 to 4095 arrivals, not %u", count);
-  m = {count, count, 0, 0, 0};
+  m = {count, count, 0, 0};
   if (!mbarrier_count)
     for (int t = 0; t < threads; ++t) {
       memset(clock_of(t), 0, threads * sizeof(int));
