@@ -97,10 +97,7 @@ __device__ __forceinline__ void store_state(float (&s)[K / 16][8], T *to, bool v
 }
 
 // k-steps of S^T Q~^T that run while R is rounded; the others run while U is.
-#ifndef QF
-#define QF 1
-#endif
-constexpr int QUERIES_FIRST = QF;
+constexpr int QUERIES_FIRST = 1;
 
 // Accumulators of 16 columns -> A operand of one k-step.
 __device__ __forceinline__ void round_operand(uint32_t (&to)[4], const float (&from)[8]) {
