@@ -235,7 +235,7 @@ def test_an_mbarrier_orders_those_who_arrive_with_those_who_wait_and_nobody_else
     x, y = torch.randn(6 * 32), torch.zeros(6 * 32)
     kernel(BY_HAND, "by_hand")(x, y, 6, block=64)
     assert torch.equal(y, x.reshape(6, 32).flip(1).reshape(-1))
-    with pytest.raises(worker.Fault, match="which thread .* reads, and no barrier stands"):
+    with pytest.raises(worker.Fault, match=r"which thread .* reads, and no barrier stands"):
         kernel(BY_HAND.replace("      __syncwarp();\n", ""), "by_hand")(x, y, 6, block=64)
     with pytest.raises(worker.Fault, match="no barrier stands"):  # other threads' arrivals
         arrive = (
