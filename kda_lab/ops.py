@@ -16,8 +16,13 @@ from kda_lab.inputs import Call, check_call, looks_at_values
 
 # Who is asked first by backend="auto"; the first that can serve a call gets it.
 AUTO_CPU = ("cpu", "chunked")
-AUTO_CUDA = ("v4", "v3", "v2", "v1", "chunked")
+AUTO_CUDA = ("v3", "v4", "v2", "v1", "chunked")
+AUTO_CUDA_FEW = ("v4", "v3", "v2", "v1", "chunked")
 AUTO_RECURRENT = ("decode", "v1", "recurrent")
+
+# Pairs of a sequence and a value head, each a serial chain. Fewer leave multiprocessors idle, and then the chain's
+# length decides: a quarter of the steps (v4). More, and the bytes of the workspace do: v3 moves fewer.
+FEW = 64
 
 
 def backends() -> dict[str, str | None]:
@@ -29,24 +34,25 @@ def order(call: Call) -> tuple[str, ...]:
     """The backends that "auto" asks, in turn; the last takes every call."""
     if call.recurrent:
         return AUTO_RECURRENT
-    return AUTO_CPU if call.q.device.type == "cpu" else AUTO_CUDA
+    if call.q.device.type == "cpu":
+        return AUTO_CPU
+    return AUTO_CUDA_FEW if call.N * call.HV < FEW else AUTO_CUDA
 
 
 def choose(call: Call, backend: str | tuple[str, ...]) -> Backend:
-    """The backend named, or the first of the `auto` order, or of several in that order, that serves the call.
+    """The backend named, or the first that serves the call in the `auto` order: of several, or of all.
 
     Raises ValueError with the reason of each when none does.
     """
     if not isinstance(backend, str | tuple):
         raise TypeError(f"backend must be a name or 'auto', not {backend!r}")
-    names = backend
     if backend == "auto":
-        names = tuple(name for name in order(call) if name in BACKENDS)
+        names = [name for name in order(call) if name in BACKENDS]
     elif isinstance(backend, str):
-        names = (backend,)
+        names = [backend]
     else:
-        asked = order(call)
-        names = tuple(sorted(names, key=lambda n: asked.index(n) if n in asked else len(asked)))
+        turn = order(call)
+        names = sorted(backend, key=lambda name: turn.index(name) if name in turn else len(turn))
     reasons = []
     for name in names:
         if name not in BACKENDS:
