@@ -1,6 +1,7 @@
 // Exercises of notebook 11: fragments of mma.sync m16n8k16, and a chunk of KDA built from them.
 //
 // Everything here is the work of one warp. Its lane is 4 g + t: g = lane / 4, t = lane % 4.
+// pack_bf16(low, high) rounds two floats to bf16 and makes one register of them.
 #include "kda_exercise.cuh"
 
 constexpr int K = 128;  // key channels

@@ -1,6 +1,7 @@
 // Exercises of notebook 11: fragments of mma.sync m16n8k16, and a chunk of KDA built from them.
 //
 // Everything here is the work of one warp. Its lane is 4 g + t: g = lane / 4, t = lane % 4.
+// pack_bf16(low, high) rounds two floats to bf16 and makes one register of them.
 #include "kda_exercise.cuh"
 
 constexpr int K = 128;  // key channels
@@ -11,8 +12,8 @@ __device__ float number(uint32_t pair, int high) {
 }
 
 // exercise a_fragment: 2 points, 10 minutes, 5 lines
-// hint 1: Direction. Find g and t of the lane first. Which two rows has it, and which four columns?
-// hint 2: The key identity: register r has row g + 8 (r % 2) and columns 2 t + 8 (r / 2) and the next one.
+// hint 1: Find g and t of the lane first. Which two rows has it, and which four columns?
+// hint 2: Register r has row g + 8 (r % 2) and columns 2 t + 8 (r / 2) and the next one.
 // hint 3: All but one line:
 //     const int g = lane / 4, t = lane % 4;
 //     for (int r = 0; r < 4; ++r) {
@@ -51,9 +52,9 @@ __global__ void try_a_fragment(const bf16 *x, float *held, int columns, int colu
 }
 
 // exercise tile_product: 4 points, 25 minutes, 13 lines
-// hint 1: Direction. One loop over the channels, 16 at a time. In it: A's registers once, then B's registers
+// hint 1: One loop over the channels, 16 at a time. In it: A's registers once, then B's registers
 //     and one product for each half of the columns.
-// hint 2: The key identity: for columns 8 n to 8 n + 7 of the product, B's lane holds row g + 8 n of b, at
+// hint 2: For columns 8 n to 8 n + 7 of the product, B's lane holds row g + 8 n of b, at
 //     channels 2t, 2t+1 and 2t+8, 2t+9 of the step.
 // hint 3: All but one line:
 //     for (int step = 0; step < channels; step += 16) {
@@ -104,9 +105,9 @@ __global__ void try_tile_product(const bf16 *a, const bf16 *b, float *c, int cha
 }
 
 // exercise accumulator_to_a: 3 points, 15 minutes, 4 lines
-// hint 1: Direction. Write down which rows and columns left[0..3] and right[0..3] are, then which rows and
+// hint 1: Write down which rows and columns left[0..3] and right[0..3] are, then which rows and
 //     columns the four registers of A want.
-// hint 2: The key identity: nothing changes lane. left[0], left[1] are row g at columns 2t and 2t+1: exactly
+// hint 2: Nothing changes lane. left[0], left[1] are row g at columns 2t and 2t+1: exactly
 //     the first register of A.
 // hint 3: All but one line:
 //     a[0] = pack_bf16(left[0], left[1]);
@@ -142,9 +143,9 @@ __global__ void try_accumulator_to_a(const float *x, float *held) {
 }
 
 // exercise inverse16: 4 points, 20 minutes, 7 lines
-// hint 1: Direction. A lane needs no other lane: column j of the inverse depends on L and on itself only.
+// hint 1: A lane needs no other lane: column j of the inverse depends on L and on itself only.
 //     Which lanes have a column?
-// hint 2: The key identity: x_i = e_i - sum over j < i of L_ij x_j, with e_i = 1 where the row is the lane's
+// hint 2: x_i = e_i - sum over j < i of L_ij x_j, with e_i = 1 where the row is the lane's
 //     own column, else 0.
 // hint 3: All but one line:
 //     if (lane >= 16) return;
@@ -184,9 +185,9 @@ __global__ void try_inverse16(const float *l, float *x) {
 }
 
 // exercise chunk_step: 5 points, 40 minutes, 36 lines
-// hint 1: Direction. Follow the table of notebook 11 row by row. Two things come again and again: packing two
+// hint 1: Follow the table of notebook 11 row by row. Two things come again and again: packing two
 //     accumulators into an A operand, and one product with 8 rows of a B operand. Write a lambda for each.
-// hint 2: The key identity: S^T, R^T and U^T are A operands (packed), everything else is B. The state is
+// hint 2: S^T, R^T and U^T are A operands (packed), everything else is B. The state is
 //     packed before it decays: reads see it as it was, and fp32 is only copied, never rounded.
 // hint 3: All but one line, the two lambdas `pack` and `multiply` taken as written:
 //     for step: pack(s[2 * step], s[2 * step + 1], a); multiply r[n] with k_into, out[n] with q_into
