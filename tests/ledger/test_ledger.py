@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from kda_lab.bench import ledger, sources, tables
+from kda_lab.native.rungs import RUNGS
 from tests.ledger.entries import entry, put, timed
 
 
@@ -74,6 +76,28 @@ def test_a_failed_case_fails_the_check(passing):
     rows = [dict(rung="v1", case="lengths", status="failed", message="wrong")]
     put(entry("gpu-check", rows, "2026-11-25T00:00:00Z", planned={"v1": ["lengths", "memcheck"]}))
     assert "rung v1: failed on a GPU: lengths" in ledger.problems()
+
+
+def test_what_a_rung_may_fail_is_said_and_nothing_else_may(kernels, monkeypatch):
+    def report(second, **cases):
+        rows = [dict(rung="v1", case=case, status=status) for case, status in cases.items()]
+        plan = {"v1": ["lengths", "racecheck"]}
+        put(entry("gpu-check", rows, f"2026-11-24T00:00:0{second}Z", planned=plan))
+        return [p for p in ledger.problems() if p.startswith("rung v1")]
+
+    monkeypatch.setitem(RUNGS, "v1", replace(RUNGS["v1"], unproven=("racecheck",)))
+    assert "did not run: racecheck" in report(1, lengths="passed")[0]
+    assert report(2, lengths="passed", racecheck="failed") == []
+    assert ledger.verdict("v1") == "failed on a GPU: racecheck"  # a card says it
+    assert "failed on a GPU: lengths" in report(3, lengths="failed")[0]
+    assert "take it out of `unproven`" in report(4, lengths="passed", racecheck="passed")[0]
+
+
+def test_auto_rows_of_a_rung_that_auto_no_longer_chooses_are_hidden(kernels, monkeypatch):
+    put(entry("bench", [timed("v1"), timed("auto", served_by="v1")]))
+    assert [row["rung"] for row in ledger.show()] == ["v1", "auto"]
+    monkeypatch.setitem(RUNGS, "v1", replace(RUNGS["v1"], unproven=("racecheck",)))
+    assert [row["rung"] for row in ledger.show()] == ["v1"]
 
 
 @pytest.mark.parametrize("status", ["not_run", None])
