@@ -16,7 +16,6 @@ from kda_lab.inputs import Call, check_call, looks_at_values
 from kda_lab.native.rungs import RUNGS
 
 
-
 def proven(*names: str) -> tuple[str, ...]:
     """Without the rungs that still fail a case of `kda-lab gpu-check`."""
     return tuple(name for name in names if name not in RUNGS or not RUNGS[name].unproven)

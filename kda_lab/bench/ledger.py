@@ -216,9 +216,7 @@ def report(rung: str, entries: list[dict] | None = None) -> dict[str, dict]:
     }
 
 
-def verdict(
-    rung: str, entries: list[dict] | None = None, but: tuple[str, ...] = ()
-) -> str | None:
+def verdict(rung: str, entries: list[dict] | None = None, but: tuple[str, ...] = ()) -> str | None:
     """None when `rung` has a passing correctness report for the sources that stand, else what is wrong.
 
     but: cases that may have failed; they must have run.
@@ -237,9 +235,7 @@ def verdict(
         for case in entry.get("planned", {}).get(rung, [])
     ]
     missing = [case for case in dict.fromkeys(planned) if case not in cases]
-    failed = [
-        case for case, row in cases.items() if row["status"] == "failed" and case not in but
-    ]
+    failed = [case for case, row in cases.items() if row["status"] == "failed" and case not in but]
     skipped = [case for case, row in cases.items() if row["status"] == "not_run"] + missing
     if failed:
         return f"failed on a GPU: {', '.join(failed)}"
