@@ -875,16 +875,24 @@ __attribute__((visibility("default"))) void kda_launch(const char *name, const i
   if (!kernel->name) return unusable("there is no such kernel");
   if (count > kMaxArguments || threads < 1 || threads > kMaxThreads) return unusable("it cannot be launched so");
   if (!arena) arena = static_cast<char *>(reserve(int64_t(kSlots) << kSlotShift, PROT_NONE));
-  if (!stacks) {
-    stacks = static_cast<char *>(reserve(int64_t(kMaxThreads) * (kStack + kPage), PROT_READ | PROT_WRITE));
-    for (int i = 0; stacks && i < kMaxThreads; ++i)
-      mprotect(stacks + int64_t(i) * (kStack + kPage), kPage, PROT_NONE);
-  }
+  // A guard page makes two mappings of one; a process may have some 65,000, and loads many libraries. So for this launch only.
+  const int64_t stack_bytes = int64_t(threads) * (kStack + kPage);
+  stacks = static_cast<char *>(reserve(stack_bytes, PROT_READ | PROT_WRITE));
+  for (int i = 0; stacks && i < threads; ++i)
+    mprotect(stacks + int64_t(i) * (kStack + kPage), kPage, PROT_NONE);
+  auto release = [&] {
+    close_regions();
+    if (stacks) munmap(stacks, stack_bytes);
+    stacks = nullptr;
+  };
   if (!clocks) {
     clocks = static_cast<int *>(reserve(4l * kMaxThreads * kMaxThreads, PROT_READ | PROT_WRITE));
     mbarrier_clocks = static_cast<int *>(reserve(8l * kMaxMbarriers * kMaxThreads, PROT_READ | PROT_WRITE));
   }
-  if (!arena || !stacks || !clocks || !mbarrier_clocks) return unusable("this machine does not give enough address space");
+  if (!arena || !stacks || !clocks || !mbarrier_clocks) {
+    release();
+    return unusable("this machine does not give enough address space");
+  }
 
   void *values[kMaxArguments], *pointers[kMaxArguments];
   bool ready = open_region(kSlots - 1, shape[6], 4, true, "the dynamic shared memory");
@@ -903,7 +911,7 @@ __attribute__((visibility("default"))) void kda_launch(const char *name, const i
     static_shared.cells = static_cast<Cell *>(malloc(static_shared.bytes * sizeof(Cell) + 1));
   }
   if (!ready) {
-    close_regions();
+    release();
     return unusable("this machine does not give enough memory");
   }
   gridDim = {unsigned(shape[0]), unsigned(shape[1]), unsigned(shape[2])};
@@ -923,7 +931,7 @@ __attribute__((visibility("default"))) void kda_launch(const char *name, const i
   if (out->code == kDone)
     for (int i = 0; i < count; ++i)
       if (arguments[i].bytes > 0) memcpy(arguments[i].data, slots[i].base, arguments[i].bytes);
-  close_regions();
+  release();
 }
 
 }  // extern "C"
