@@ -64,8 +64,7 @@ def first_slot(start: int, n: int, C: int) -> int:
     """Where sequence n's chunk images begin, from nothing but n and the token where it starts.
 
     Sequences are packed: each begins where the last one ended, and has ceil(length / C) chunks in consecutive
-    slots. No two
-    may share a slot, and all must lie below T // C + N (T tokens, N sequences), whatever the lengths.
+    slots. No two may share a slot, and all must lie below T // C + N (T tokens, N sequences), whatever the lengths.
 
     >>> [first_slot(start, n, 16) for n, start in enumerate([0, 1, 40])]     # lengths 1 and 39: 1 and 3 chunks
     [0, 1, 4]
@@ -79,8 +78,8 @@ def blocks_per_sm(threads: int, registers: int, shared: int) -> int:
     """How many thread blocks of a kernel fit one Hopper SM at once.
 
     threads: of a block (a multiple of 32). registers: of a thread, handed out in multiples of 8. shared: bytes that
-    the block
-    asks for; 1024 more go to the system. An SM has 2048 threads, 65,536 registers and 228 KB (233,472 bytes).
+    the block asks for; 1024 more go to the system. An SM has 2048 threads, 65,536 registers and 228 KB (233,472
+    bytes).
 
     >>> blocks_per_sm(threads=1024, registers=32, shared=0)
     2

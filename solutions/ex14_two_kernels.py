@@ -30,8 +30,7 @@ def image_bytes(C: int, K: int) -> int:
 # exercise traffic: 3 points, 10 minutes, 3 lines
 # hint 1: Follow one token of one head through both kernels. Which rows does each read, which does it write?
 # hint 2: prepare reads q, k and g and writes its share of the image; recur reads that share and v, and writes o.
-#     Rows are D
-#     bf16 numbers. (Leave out beta and the states: they are small.)
+#     Rows are D bf16 numbers. (Leave out beta and the states: they are small.)
 # hint 3: All but one line:
 #     prepare = 3 * 2 * D + image / C
 #     recur = ...
@@ -116,8 +115,7 @@ def makespan(lengths: list[int], workers: int) -> int:
 
 # exercise first_slot: 3 points, 20 minutes, 1 lines
 # hint 1: Sequence n may look only at its own start. Slots of full chunks before it: about start / C. What do the
-#     ends of n earlier
-#     sequences add at most?
+#     ends of n earlier sequences add at most?
 # hint 2: Every earlier sequence may leave one chunk partly filled, so one slot each is enough on top of the whole
 #     chunks before start.
 # hint 3: All but one piece:
@@ -128,8 +126,7 @@ def first_slot(start: int, n: int, C: int) -> int:
     """Where sequence n's chunk images begin, from nothing but n and the token where it starts.
 
     Sequences are packed: each begins where the last one ended, and has ceil(length / C) chunks in consecutive
-    slots. No two
-    may share a slot, and all must lie below T // C + N (T tokens, N sequences), whatever the lengths.
+    slots. No two may share a slot, and all must lie below T // C + N (T tokens, N sequences), whatever the lengths.
 
     >>> [first_slot(start, n, 16) for n, start in enumerate([0, 1, 40])]     # lengths 1 and 39: 1 and 3 chunks
     [0, 1, 4]
@@ -155,8 +152,8 @@ def blocks_per_sm(threads: int, registers: int, shared: int) -> int:
     """How many thread blocks of a kernel fit one Hopper SM at once.
 
     threads: of a block (a multiple of 32). registers: of a thread, handed out in multiples of 8. shared: bytes that
-    the block
-    asks for; 1024 more go to the system. An SM has 2048 threads, 65,536 registers and 228 KB (233,472 bytes).
+    the block asks for; 1024 more go to the system. An SM has 2048 threads, 65,536 registers and 228 KB (233,472
+    bytes).
 
     >>> blocks_per_sm(threads=1024, registers=32, shared=0)
     2
