@@ -41,6 +41,7 @@ TRAFFIC = Exercise(
     cases=[
         Case("shape", fixed(4, 2, 64), shape(), "One number.", "Return a number of bytes a token and head."),
         Case("hand-worked", fixed(2, 3, 20), close(1e-12), "18 in, 10 out; 10 and 6 in, 6 out.", "Draw both kernels as boxes, and write bytes on the arrows.", expect=50.0),
+        Case("parts of a byte", fixed(3, 2, 10), close(1e-12), "12 + 10/3, then 10/3 + 8.", "/ and not //", expect=80 / 3),
         Case("C = 16", fixed(16, 128, 13_824), close(1e-12), "768 + 864, then 864 + 256 + 256.", "Which of the five numbers is missing?", expect=3008.0),
         Case("C = 64", fixed(64, 128, 66_048), close(1e-12), "768 + 1032, then 1032 + 512.", "The image's share is image / C.", expect=3344.0),
         Case("any sizes", drawn((3, 64), (3, 256), (70, 9999)), close(1e-12), "Every argument matters.", "Which argument is not used?"),
